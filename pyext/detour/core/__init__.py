@@ -1,0 +1,1 @@
+"""The compiled data path of detour: everything that runs per I/O, without the GIL."""

@@ -1,0 +1,8 @@
+from libc.stdint cimport uint64_t
+
+cdef extern from "atomic.h" nogil:
+    uint64_t load_acquire_u64(const uint64_t* p) noexcept
+    void store_release_u64(uint64_t* p, uint64_t v) noexcept
+    uint64_t load_relaxed_u64(const uint64_t* p) noexcept
+    void store_relaxed_u64(uint64_t* p, uint64_t v) noexcept
+    void fence_full() noexcept

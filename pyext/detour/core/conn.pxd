@@ -1,0 +1,93 @@
+# One iSCSI connection on a loop: socket, PDU framing both ways, batched sends. Roles (target, initiator) are above it
+# and give it an ops table.
+#
+# Receive: bytes are read in large pieces into a staging buffer, many PDUs a system call; the data of a large PDU goes
+# straight from the socket to the place that on_header named (readv of place and staging).
+# Send: PDUs are queued as TxPdu and written at the end of the turn by as few sendmsg calls as possible; `sent` is called
+# when the last byte of a PDU has left (its data may then be reused).
+from detour.core.types cimport *
+from detour.core.pdu cimport PduRx
+from detour.core.pool cimport Slab
+from detour.core.reactor cimport Loop, Watch, Deferred, Timer
+
+cdef struct ConnParams:         # what was negotiated at login (RFC 7143 section 13)
+    bint header_digest
+    bint data_digest
+    uint32_t recv_data_bytes_max        # own MaxRecvDataSegmentLength
+    uint32_t send_data_bytes_max        # the peer's
+    uint32_t burst_bytes_max            # MaxBurstLength
+    uint32_t first_burst_bytes          # FirstBurstLength
+    bint initial_r2t
+    bint immediate_data
+    uint32_t outstanding_r2t_max
+    uint32_t cmd_sn             # target: ExpCmdSN after login; initiator: CmdSN to use next
+    uint32_t stat_sn            # target: StatSN to use next; initiator: ExpStatSN
+    uint32_t max_cmd_sn         # initiator: as told in the last login response
+    uint16_t cid
+    uint16_t tsih
+    uint8_t isid[6]
+    uint32_t time2wait_s
+    uint32_t time2retain_s
+    uint32_t queue_depth        # target: commands in the window; initiator: bound on commands in flight
+
+ctypedef void (*tx_sent_fn)(void* owner, uint64_t tag) noexcept nogil
+
+cdef struct TxPdu:
+    uint8_t header[56]          # BHS (+ header digest); longer headers are not sent by us but for AHS of 8 bytes at most
+    uint32_t header_bytes
+    const uint8_t* data
+    uint32_t data_bytes
+    uint8_t trailer[8]
+    uint32_t trailer_bytes
+    uint32_t written_bytes      # of header + data + trailer
+    tx_sent_fn sent             # or NULL
+    void* owner
+    uint64_t tag
+    uint8_t inline_data[256]    # for small data that must live as long as the PDU (sense, NOP echo, text)
+    TxPdu* next
+
+cdef struct ConnOps:
+    # A header has come: set conn.rx.data or conn.rx.discard. Negative answer: the connection is closed with that reason.
+    int (*on_header)(Conn* conn) noexcept nogil
+    # The whole PDU has come.
+    int (*on_pdu)(Conn* conn) noexcept nogil
+    # Called once, at the end of the turn in which it was closed; queued PDUs were told `sent` before. Memory of the Conn
+    # is the owner's.
+    void (*on_closed)(Conn* conn, int reason) noexcept nogil
+
+cdef struct Conn:
+    const ConnOps* ops
+    void* owner
+    Loop* loop
+    Watch watch
+    ConnParams params
+    PduRx rx
+    uint8_t* staging
+    uint32_t staging_bytes
+    uint32_t staging_start      # unparsed bytes are [start, end)
+    uint32_t staging_end
+    Slab tx_slab
+    TxPdu* tx_head
+    TxPdu* tx_tail
+    uint32_t tx_queued
+    uint64_t tx_queued_bytes
+    bint tx_blocked             # waits for EPOLLOUT
+    bint rx_paused              # too much is queued to send: nothing is read until it has left
+    Deferred flush_work
+    Deferred close_work
+    bint open
+    int close_reason
+    bint close_after_flush
+    ns_t last_rx_ns
+    ns_t last_tx_ns             # when bytes last left, or the queue was empty
+    uint64_t rx_bytes
+    uint64_t tx_bytes
+    uint64_t rx_pdus
+    uint64_t tx_pdus
+
+cdef int conn_init(Conn* conn, Loop* loop, int fd, const ConnParams* params, const ConnOps* ops, void* owner) noexcept nogil
+cdef void conn_free(Conn* conn) noexcept nogil                     # after on_closed
+cdef TxPdu* conn_tx(Conn* conn) noexcept nogil                     # a zeroed PDU to fill, or NULL when closed or at the limit
+cdef void conn_tx_queue(Conn* conn, TxPdu* pdu, uint32_t data_bytes) noexcept nogil # header fields set; pdu.data set
+cdef void conn_close(Conn* conn, int reason) noexcept nogil         # now; on_closed follows at the end of the turn
+cdef void conn_close_after_flush(Conn* conn) noexcept nogil         # when all queued PDUs have left (or after 1 s)

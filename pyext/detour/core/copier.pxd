@@ -1,0 +1,80 @@
+# Copies a source store to a sink store chunk by chunk (CHUNK_BYTES), with a window of large reads, a map of chunks held, a
+# CRC32C of each chunk, priorities (dirty chunks first) and a bound on the rate. It serves the PIT copy (main -> backup)
+# and restore (image -> anywhere). Without a journal its chunk table is its own memory.
+from detour.core.types cimport *
+from detour.core.bitmap cimport Bitmap
+from detour.core.format cimport ChunkState
+from detour.core.pool cimport PoolWaiter
+from detour.core.reactor cimport Loop, Timer, Deferred, Reactor
+from detour.core.store cimport Store, Io, StoreHandle
+
+cdef enum:
+    COPY_WINDOW_MAX = 32
+
+cdef struct CopySlot:
+    Io io
+    void* copier
+    uint64_t chunk_first
+    uint32_t chunks
+    uint8_t* buffer
+    uint64_t buffer_bytes
+    int step                    # 0 free, 1 reading, 2 writing
+    ns_t begun_ns
+
+ctypedef void (*copy_held_fn)(void* owner, uint64_t chunk_first, uint32_t chunks) noexcept nogil
+ctypedef void (*copy_end_fn)(void* owner, int status, uint64_t failing_offset_bytes) noexcept nogil
+
+cdef struct Copier:
+    Loop* loop
+    Store* source
+    Store* sink
+    uint64_t size_bytes
+    uint64_t chunks_count
+    ChunkState* chunks          # checksum and held flag of each chunk
+    bint chunks_own
+    Bitmap held                 # written to the sink
+    Bitmap started              # being copied, or held
+    Bitmap wanted               # to be copied first
+    uint64_t cursor             # next chunk of the sweep
+    CopySlot slots[COPY_WINDOW_MAX]
+    uint32_t window
+    uint32_t busy
+    bint running
+    bint paused
+    bint flushing
+    int status
+    uint64_t failing_offset_bytes
+    uint64_t rate_bytes_s       # 0: unbounded
+    uint64_t tokens_bytes
+    ns_t tokens_ns
+    Io flush_io
+    Timer timer
+    Deferred work
+    PoolWaiter pool_waiter
+    copy_held_fn on_held        # chunks became held
+    copy_end_fn on_end
+    void* owner
+    uint64_t copied_bytes
+    uint64_t read_ns            # sums, for the figures
+    uint64_t write_ns
+    ns_t started_ns
+    ns_t ended_ns
+
+cdef int copier_init(Copier* copier, Loop* loop, Store* source, Store* sink, uint64_t size_bytes, ChunkState* chunks,
+                     uint32_t window) noexcept nogil
+cdef void copier_free(Copier* copier) noexcept nogil
+cdef void copier_start(Copier* copier) noexcept nogil          # chunks with CHUNK_HELD in the table are not copied again
+cdef void copier_stop(Copier* copier, int status) noexcept nogil   # on_end comes when what is in flight has ended
+cdef void copier_want(Copier* copier, uint64_t chunk_first, uint64_t chunks) noexcept nogil
+cdef void copier_pause(Copier* copier, bint paused) noexcept nogil
+
+# CopierHandle(reactor, copier_id, source: StoreHandle, sink: StoreHandle, size_bytes, window=8, rate_bytes_s=0)
+#   start() -> ticket; EVENT_COPY_DONE follows · stop() -> ticket · progress() -> dict (read without asking the loop)
+#   checksums() -> bytes, uint32 little-endian for each chunk
+cdef class CopierHandle:
+    cdef Copier* copier
+    cdef readonly Reactor reactor
+    cdef readonly StoreHandle source
+    cdef readonly StoreHandle sink
+    cdef readonly uint64_t id
+    cdef readonly bint closed

@@ -1,0 +1,111 @@
+# What the target side serves: a logical unit. A plain disk (disk.pyx, over any store) and a detoured volume (volume.pyx)
+# look the same here.
+#
+# The target splits every data command into requests of at most PART_BYTES_MAX, block-aligned, inside the device (checked
+# by the target against `blocks`). One request at a time is between begin_write and its end for each task; several tasks
+# run at once. No callback is made from inside a call of the device (they come by loop_defer).
+#
+#   READ    submit -> done(request): request.data points to the data until release(request)
+#   WRITE   begin_write -> OK: request.data is the place to receive into
+#                          PENDING: ready(request) comes when the place is there (journal room, throttle, memory, hold)
+#           submit -> done(request)        or, before submit, abort(request): nothing was written
+#   FLUSH, UNMAP (also: write zeros)       submit -> done(request)
+#   COMMAND (what is not data: INQUIRY, MODE SENSE, ...)   submit -> done(request): scsi_status, sense, data-in in `data`
+#           until release(request). Data-out is in `data` (the target's memory) at the submit.
+# done() is called exactly once for each submit, also when the task was aborted meanwhile. After done, release(request)
+# is called once (for every op), and the request's memory is the target's again.
+from detour.core.types cimport *
+from detour.core.reactor cimport Loop, Reactor
+from detour.core.pool cimport PoolWaiter
+from detour.core.ranges cimport Range, RangeWaiter
+from detour.core.journal cimport CommitWaiter
+from detour.core.store cimport Io
+from detour.core.scsi cimport ScsiCommand
+
+cdef enum RequestOp:
+    REQUEST_READ = 0
+    REQUEST_WRITE = 1
+    REQUEST_FLUSH = 2
+    REQUEST_UNMAP = 3
+    REQUEST_COMMAND = 4
+
+cdef enum RequestFlag:
+    REQUEST_FUA = 1
+    REQUEST_DPO = 2
+
+ctypedef void (*request_fn)(Request* request) noexcept nogil
+
+cdef struct Request:            # lives in the target's task
+    Device* device              # set by the target
+    uint8_t op
+    uint8_t flags
+    int32_t status              # Status
+    lba_t lba
+    uint64_t blocks
+    uint8_t* data
+    uint64_t data_bytes         # READ, WRITE: blocks * block_bytes; COMMAND: data-out length, then data-in length
+    request_fn ready
+    request_fn done
+    void* owner                 # the target's task
+    # COMMAND
+    const uint8_t* cdb
+    const ScsiCommand* command
+    const uint8_t* lun          # 8 bytes as on the wire
+    const void* nexus           # identity of the initiator-target nexus, for reservations and unit attentions
+    uint32_t data_in_max        # room that the initiator gives
+    uint8_t scsi_status
+    uint8_t sense[252]
+    uint16_t sense_bytes
+    # the device's while it has the request
+    Request* next
+    Request* prev
+    uint8_t state
+    bint queued
+    uint16_t parts_open
+    int32_t first_error
+    ns_t begun_ns
+    uint64_t reservation        # journal reservation of a WRITE
+    seq_t seq_first
+    seq_t seq_last
+    int64_t pinned_slot         # journal slot that `data` points into, or -1
+    uint8_t* buffer             # pool buffer that `data` points into, or NULL
+    Range range
+    RangeWaiter range_waiter
+    CommitWaiter commit_waiter
+    PoolWaiter pool_waiter
+    Io io
+
+cdef struct DeviceOps:
+    int (*begin_write)(Device* device, Request* request) noexcept nogil
+    void (*submit)(Device* device, Request* request) noexcept nogil
+    void (*abort)(Device* device, Request* request) noexcept nogil
+    void (*release)(Device* device, Request* request) noexcept nogil
+    # The target asks before each COMMAND and data command: 0, or the sense with which the command is refused
+    # (unit attention, reservation, opcode not offered). May be NULL.
+    uint32_t (*admit)(Device* device, const void* nexus, const ScsiCommand* command, uint8_t* scsi_status) noexcept nogil
+    # A nexus came, or went, or was reset. May be NULL.
+    void (*nexus_event)(Device* device, const void* nexus, int event) noexcept nogil
+
+cdef enum NexusEvent:
+    NEXUS_LOGIN = 1
+    NEXUS_LOGOUT = 2
+    NEXUS_LUN_RESET = 3
+    NEXUS_TARGET_RESET = 4
+
+cdef struct Device:             # first member of each kind of device
+    const DeviceOps* ops
+    Loop* loop
+    uint64_t id
+    uint64_t blocks
+    uint32_t block_bytes
+    bint read_only
+    # figures
+    uint64_t reads
+    uint64_t writes
+    uint64_t read_bytes
+    uint64_t write_bytes
+
+cdef class DeviceHandle:        # what Python holds of any device
+    cdef Device* device
+    cdef readonly Reactor reactor
+    cdef readonly bint closed

@@ -1,0 +1,75 @@
+# The journal on disk, little-endian, as C structs. docs/formats.md tells it in prose; format.pyx gives the numpy dtypes
+# and checks at import that sizes and offsets agree.
+#
+#   0          superblock copy A (4 KiB)
+#   4096       superblock copy B (4 KiB)
+#   chunks_at  chunk table: one ChunkState (8 bytes) for each chunk of the volume, page-aligned
+#   entries_at entry table: entry_slots x EntryHeader (64 bytes), page-aligned; slot = seq % entry_slots
+#   data_at    data ring, data_bytes long, page-aligned
+from detour.core.types cimport *
+
+cdef enum:
+    SUPERBLOCK_BYTES = 4096
+    JOURNAL_VERSION = 1
+    CHUNK_BYTES = 262144            # granularity of the PIT-held map and of the backup's checksums
+    ENTRY_BYTES_MAX = 65536         # data of one entry at most; a larger write becomes several entries
+
+cdef enum EntryKind:
+    ENTRY_DATA = 1
+    ENTRY_ZERO = 2                  # reads as zeros; no data in the ring (UNMAP, WRITE SAME of zeros)
+
+cdef enum EntryState:               # far apart in bits, so that a flipped bit is no other state
+    ENTRY_LIVE = 0x5A
+    ENTRY_FLUSHED = 0xA5            # its content, or newer, is on main: recovery takes its range out of the index
+
+cdef enum EntryFlag:                # the patent's record flag, far apart in bits too
+    FLAG_UNREFLECTED = 0x00
+    FLAG_REFLECTED = 0xFF
+
+cdef enum ChunkFlag:
+    CHUNK_HELD = 1                  # the backup holds this chunk's PIT content (and has said so after a flush or write)
+    CHUNK_CRC = 2                   # crc is valid
+
+cdef packed struct EntryHeader:     # 64 bytes
+    uint32_t header_crc             # CRC32C of the bytes 4..55
+    uint32_t generation             # of the superblock: a header of an earlier life never looks valid
+    uint64_t seq
+    uint64_t received_ns            # wall clock
+    uint64_t lba
+    uint32_t blocks
+    uint32_t data_crc               # CRC32C of the data; 0 for ENTRY_ZERO
+    uint64_t place                  # offset of the data in the file, bytes
+    uint32_t data_bytes
+    uint8_t kind                    # EntryKind
+    uint8_t reserved0[3]
+    uint8_t flag                    # EntryFlag; changes after the header is sealed, as does state
+    uint8_t state                   # EntryState
+    uint8_t reserved1[6]
+
+cdef packed struct ChunkState:      # 8 bytes
+    uint32_t crc                    # CRC32C of the chunk's PIT content
+    uint32_t flags                  # ChunkFlag
+
+cdef packed struct Superblock:      # 4096 bytes
+    uint8_t magic[8]                # "DETOURJ1"
+    uint32_t crc                    # CRC32C of the 4096 bytes with this field zero
+    uint32_t version
+    uint64_t write_count            # the copy with the larger one counts
+    uint32_t generation
+    uint32_t block_bytes
+    uint64_t volume_blocks
+    uint64_t chunks_at
+    uint64_t entries_at
+    uint64_t data_at
+    uint64_t entry_slots
+    uint64_t data_bytes
+    uint64_t tail_seq               # entries below are on main, or overwritten
+    uint64_t synced_seq             # entries up to here were stable when this was written
+    uint32_t phase                  # VolumePhase
+    uint32_t clean                  # 1: closed in order, nothing to recover
+    uint8_t journal_id[16]
+    uint8_t pit_id[16]              # the detour that this journal belongs to; zeros: none
+    uint64_t pit_ns                 # wall clock of the freeze
+    uint64_t copy_flags             # 1: the copy is complete; 2: it was abandoned
+    uint8_t note[2048]              # JSON of the shell (volume name, backup id, store URL without secrets), zero-padded
+    uint8_t reserved[1896]

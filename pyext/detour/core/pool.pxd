@@ -1,0 +1,45 @@
+# Memory of the data path: fixed-slot slabs for structs, size-classed buffers for data, both bounded.
+#
+# A slab hands out slots of one size from arenas that are never moved or given back before `slab_free`.
+# A buffer pool hands out buffers of 4 KiB, 16 KiB, 64 KiB, 256 KiB or 1 MiB (page-aligned), never more than
+# `limit_bytes` in all; who meets the limit waits in a queue and is called back, so that memory stays bounded
+# (DESIGN.md rule 8). Owned by one loop thread; nothing here locks.
+from detour.core.types cimport *
+
+cdef struct Slab:
+    uint32_t slot_bytes
+    uint32_t slots_max          # bound on slots in all; 0 means none
+    uint32_t slots_taken        # given out now: 0 again when all is given back
+    uint32_t slots_made
+    void* free_list
+    void* arenas
+
+cdef int slab_init(Slab* slab, uint32_t slot_bytes, uint32_t slots_max) noexcept nogil
+cdef void slab_free(Slab* slab) noexcept nogil                  # all slots at once; pointers into it are dead
+cdef void* slab_get(Slab* slab) noexcept nogil                  # zeroed slot, or NULL at the limit
+cdef void slab_put(Slab* slab, void* slot) noexcept nogil
+
+ctypedef void (*pool_ready_fn)(void* owner) noexcept nogil
+
+cdef struct PoolWaiter:         # lives in its owner; queued at most once
+    pool_ready_fn ready
+    void* owner
+    PoolWaiter* next
+    PoolWaiter* prev
+    bint queued
+
+cdef struct BufferPool:
+    uint64_t limit_bytes
+    uint64_t taken_bytes        # given out now
+    uint64_t held_bytes         # taken from the system (free lists included)
+    void* free_lists[5]
+    PoolWaiter* waiters_head
+    PoolWaiter* waiters_tail
+
+cdef int pool_init(BufferPool* pool, uint64_t limit_bytes) noexcept nogil
+cdef void pool_free(BufferPool* pool) noexcept nogil
+cdef uint8_t* pool_get(BufferPool* pool, uint64_t length_bytes) noexcept nogil   # NULL at the limit; at most PART_BYTES_MAX
+cdef void pool_put(BufferPool* pool, uint8_t* buffer, uint64_t length_bytes) noexcept nogil  # same length as at pool_get
+cdef void pool_wait(BufferPool* pool, PoolWaiter* waiter) noexcept nogil         # FIFO; ready() is called from pool_wake, never from pool_put
+cdef void pool_wait_cancel(BufferPool* pool, PoolWaiter* waiter) noexcept nogil
+cdef bint pool_wake(BufferPool* pool) noexcept nogil            # the loop calls it once a turn; wakes waiters while there is room

@@ -1,0 +1,107 @@
+# One event loop a thread. It owns every descriptor, buffer, journal and snapshot that is attached to it; nothing in it
+# locks. Modules above register watches, timers and end-of-turn work; the reactor knows none of them.
+#
+# A turn: wait for events -> run their handlers -> take commands from Python (inbox) -> due timers -> completions posted
+# with loop_defer, in order, until none is left (bounded) -> wake pool waiters -> end-of-turn hooks (write out sockets,
+# commit the journal group) -> post events to Python.
+from detour.core.types cimport *
+from detour.core.mailbox cimport Mailbox
+from detour.core.pool cimport BufferPool
+
+ctypedef void (*event_fn)(void* owner, uint32_t events) noexcept nogil
+ctypedef void (*work_fn)(void* owner) noexcept nogil
+
+cdef struct Watch:              # a descriptor in the epoll set; lives in its owner
+    int fd
+    uint32_t events             # EPOLLIN | EPOLLOUT as registered now
+    event_fn on_event
+    void* owner
+
+cdef struct Deferred:           # work for later in this turn; lives in its owner; queued at most once at a time
+    work_fn run
+    void* owner
+    Deferred* next
+    bint queued
+
+cdef struct Timer:              # one shot; lives in its owner
+    ns_t deadline_ns
+    work_fn run
+    void* owner
+    Timer* next
+    Timer* prev
+    bint running
+
+# Something that Python asks of the loop thread. Made by Python (malloc), run on the loop, given back through the
+# outbox by command_done. `args` and `results` are the command's own business.
+ctypedef void (*command_fn)(Command* command) noexcept nogil
+cdef struct Command:
+    uint32_t kind               # EVENT_COMMAND_DONE for commands; else the kind of an event
+    int32_t status              # Status; set by command_done
+    uint64_t ticket             # Python's number for its future; for events the id of the sender
+    command_fn run
+    void* owner
+    uint64_t args[8]
+    uint64_t results[8]
+    void* data                  # malloc'ed; freed by Python with the command
+    uint64_t data_bytes
+    Loop* loop
+
+# Kinds of what arrives in Python. 0 is an answer to a command; the others are events that nobody asked for.
+cdef enum EventKind:
+    EVENT_COMMAND_DONE = 0
+    EVENT_SESSION_CLOSED = 1    # ticket: session id; results: reason Status, commands done
+    EVENT_TEXT_REQUEST = 2      # ticket: session id; results: ITT; data: text keys
+    EVENT_INITIATOR_LOST = 3    # ticket: store id; results: reason Status
+    EVENT_INITIATOR_ASYNC = 4   # ticket: store id; results: async event, parameters 1-3
+    EVENT_COPY_DONE = 5         # ticket: volume id (or copier id); status; results: bytes, failing LBA
+    EVENT_ROUND_DONE = 6        # ticket: volume id; status; results: bytes, runs, ns
+    EVENT_DRAINED = 7           # ticket: volume id
+    EVENT_JOURNAL_LEVEL = 8     # ticket: volume id; results: level, used bytes, total bytes
+    EVENT_CORRUPT = 9           # ticket: volume id; results: LBA, blocks, sequence
+    EVENT_LOAD_DONE = 10        # ticket: load generator id
+    EVENT_VOLUME_FAULT = 11     # ticket: volume id; status; results: LBA, blocks, where (1 journal, 2 main, 3 backup)
+    EVENT_COMMAND_SEEN = 12     # ticket: session id; free for drivers
+
+cdef struct Loop:
+    int epoll_fd
+    ns_t now_ns                 # monotonic; read once a turn, or set by a test when clock_virtual
+    bint clock_virtual
+    bint stop
+    uint64_t turns
+    ns_t poll_ns                # how long a turn polls without sleeping while there is traffic; 0 is off
+    Mailbox inbox               # Command* from Python
+    Mailbox outbox              # Command* to Python
+    Watch inbox_watch
+    BufferPool buffers          # data buffers of everything on this loop
+    Deferred* deferred_head
+    Deferred* deferred_tail
+    Deferred* end_head          # end-of-turn hooks asked for in this turn
+    Deferred* end_tail
+    Timer* timers               # sorted by deadline
+    Command* overflow_head      # events that did not fit into the outbox: posted again in the next turn
+    Command* overflow_tail
+
+cdef int loop_init(Loop* loop, uint64_t buffer_limit_bytes) noexcept nogil
+cdef void loop_free(Loop* loop) noexcept nogil
+cdef int loop_turn(Loop* loop, int timeout_ms) noexcept nogil       # number of events handled
+cdef int loop_watch(Loop* loop, Watch* watch, uint32_t events) noexcept nogil    # adds or changes
+cdef void loop_unwatch(Loop* loop, Watch* watch) noexcept nogil     # no event for it is delivered afterwards, this turn included
+cdef void loop_defer(Loop* loop, Deferred* work) noexcept nogil     # later in this turn
+cdef void loop_at_end(Loop* loop, Deferred* work) noexcept nogil    # once at the end of this turn
+cdef void loop_undefer(Loop* loop, Deferred* work) noexcept nogil   # from either queue
+cdef void loop_timer(Loop* loop, Timer* timer, ns_t delay_ns) noexcept nogil     # starts or restarts
+cdef void loop_timer_stop(Loop* loop, Timer* timer) noexcept nogil
+cdef void command_done(Command* command, int status) noexcept nogil # gives it back to Python
+cdef Command* event_new(Loop* loop, uint32_t kind, uint64_t sender) noexcept nogil   # NULL when memory is out
+cdef void event_post(Loop* loop, Command* event) noexcept nogil
+
+# What Python holds: a loop with, when started, a thread. Unstarted it is turned by hand (`turn`), which tests and
+# simulations use.
+cdef class Reactor:
+    cdef Loop* loop
+    cdef object thread
+    cdef uint64_t next_ticket
+    cdef readonly bint running
+    # Makes a command and posts it; answers its ticket. Raises when the mailbox is full or the reactor is closed.
+    cdef uint64_t call(self, command_fn run, void* owner, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
+                       const uint8_t* data, uint64_t data_bytes) except 0

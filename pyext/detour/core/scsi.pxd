@@ -1,0 +1,80 @@
+# CDBs and sense data. One table (opcode, service action) -> class, fields, rights; SPC-4 and SBC-3 names.
+from detour.core.types cimport *
+
+cdef enum ScsiClass:
+    SCSI_UNKNOWN = 0
+    SCSI_READ = 1
+    SCSI_WRITE = 2
+    SCSI_WRITE_VERIFY = 3       # BYTCHK in `bytchk`
+    SCSI_VERIFY = 4             # data-out is compared where bytchk is 1 or 3
+    SCSI_SYNCHRONIZE = 5
+    SCSI_WRITE_SAME = 6
+    SCSI_UNMAP = 7
+    SCSI_COMPARE_AND_WRITE = 8
+    SCSI_ORWRITE = 9
+    SCSI_PREFETCH = 10
+    SCSI_GET_LBA_STATUS = 11
+    SCSI_SANITIZE = 12
+    SCSI_FORMAT = 13
+    SCSI_WRITE_ATOMIC = 14
+    SCSI_INFO = 15              # asks or sets state, touches no medium: INQUIRY, MODE SENSE, TEST UNIT READY, ...
+    SCSI_REPORT_OPCODES = 16
+    SCSI_OTHER_MEDIUM = 17      # known, could change the medium, not done on the overlay
+
+cdef enum ScsiStatus:
+    STATUS_GOOD = 0x00
+    STATUS_CHECK_CONDITION = 0x02
+    STATUS_CONDITION_MET = 0x04
+    STATUS_BUSY = 0x08
+    STATUS_RESERVATION_CONFLICT = 0x18
+    STATUS_TASK_SET_FULL = 0x28
+    STATUS_TASK_ABORTED = 0x40
+
+# Sense as one number: key << 16 | asc << 8 | ascq
+cdef enum Sense:
+    SENSE_NONE = 0
+    SENSE_NOT_READY_BECOMING = 0x020401
+    SENSE_MEDIUM_READ_ERROR = 0x031100
+    SENSE_MEDIUM_WRITE_ERROR = 0x030C00
+    SENSE_HARDWARE_FAILURE = 0x044400
+    SENSE_INVALID_OPCODE = 0x052000
+    SENSE_LBA_OUT_OF_RANGE = 0x052100
+    SENSE_INVALID_FIELD_IN_CDB = 0x052400
+    SENSE_LUN_NOT_SUPPORTED = 0x052500
+    SENSE_INVALID_FIELD_IN_PARAMETERS = 0x052600
+    SENSE_PARAMETER_LIST_LENGTH = 0x051A00
+    SENSE_WRITE_PROTECTED = 0x072700
+    SENSE_POWER_ON_RESET = 0x062900
+    SENSE_BUS_RESET = 0x062902
+    SENSE_ABORTED_COMMAND = 0x0B0000
+    SENSE_DIGEST_ERROR = 0x0B4703          # PROTOCOL SERVICE CRC ERROR
+    SENSE_UNEXPECTED_UNSOLICITED = 0x0B0C0C
+    SENSE_NOT_ENOUGH_UNSOLICITED = 0x0B0C0D
+    SENSE_MISCOMPARE = 0x0E1D00
+
+cdef struct ScsiCommand:        # a decoded CDB
+    uint8_t opcode
+    uint8_t service_action
+    uint8_t cls                 # ScsiClass
+    uint8_t cdb_bytes           # length that this opcode has; 0 unknown
+    uint8_t protect             # RDPROTECT / WRPROTECT / VRPROTECT / ORPROTECT
+    uint8_t bytchk
+    bint dpo
+    bint fua
+    bint unmap                  # WRITE SAME
+    bint anchor
+    bint ndob
+    bint immed
+    lba_t lba
+    uint64_t blocks             # transfer or verification or range length as in the CDB (READ 6 of 0 is 256)
+    uint32_t length_bytes       # parameter list or allocation length, for what has one
+    int direction               # 0 none, 1 data-in, 2 data-out: what the CDB means to move
+
+# OK, or E_UNSUPPORTED with cls SCSI_UNKNOWN. `available_bytes` is what the CDB field holds (16, or more with an AHS).
+cdef int scsi_decode(const uint8_t* cdb, uint32_t available_bytes, ScsiCommand* out) noexcept nogil
+# Fixed-format sense (18 bytes) with optional information field; answers the length.
+cdef uint32_t scsi_sense(uint8_t* out, uint32_t sense, bint information_valid, uint32_t information) noexcept nogil
+# Status of the core as the sense that a good disk would give.
+cdef uint32_t scsi_sense_of(int status, bint writing) noexcept nogil
+cdef uint32_t scsi_lun_of(const uint8_t* lun) noexcept nogil    # SAM LUN (8 bytes) -> number; 0xFFFFFFFF if not a plain one
+cdef void scsi_lun_put(uint8_t* lun, uint32_t number) noexcept nogil
