@@ -33,7 +33,7 @@ cdef struct ConnParams:         # what was negotiated at login (RFC 7143 section
 ctypedef void (*tx_sent_fn)(void* owner, uint64_t tag) noexcept nogil
 
 cdef struct TxPdu:
-    uint8_t header[56]          # BHS (+ header digest); longer headers are not sent by us but for AHS of 8 bytes at most
+    uint8_t header[72]          # BHS, AHS of at most 20 bytes (header[4] tells its words), header digest
     uint32_t header_bytes
     const uint8_t* data
     uint32_t data_bytes
@@ -48,10 +48,11 @@ cdef struct TxPdu:
 
 cdef struct ConnOps:
     # A header has come: set conn.rx.data or conn.rx.discard. Negative answer: the connection is closed with that reason.
+    # AGAIN: there is no place for the data now; nothing more is read until conn_rx_resume, then on_header comes again.
     int (*on_header)(Conn* conn) noexcept nogil
     # The whole PDU has come.
     int (*on_pdu)(Conn* conn) noexcept nogil
-    # Called once, at the end of the turn in which it was closed; queued PDUs were told `sent` before. Memory of the Conn
+    # Called once, at the end of the turn in which it was closed (reason OK after conn_close_after_flush); queued PDUs were told `sent` before. Memory of the Conn
     # is the owner's.
     void (*on_closed)(Conn* conn, int reason) noexcept nogil
 
@@ -72,9 +73,14 @@ cdef struct Conn:
     uint32_t tx_queued
     uint64_t tx_queued_bytes
     bint tx_blocked             # waits for EPOLLOUT
+    uint64_t tx_pause_bytes     # reading stops when more is queued to send, starts again below half; 0: never stops
     bint rx_paused              # too much is queued to send: nothing is read until it has left
+    bint rx_waiting             # on_header answered AGAIN
+    bint rx_header_due          # and is to be called again for the same header
+    Deferred parse_work         # goes on with what the staging buffer holds
     Deferred flush_work
     Deferred close_work
+    Timer close_timer
     bint open
     int close_reason
     bint close_after_flush
@@ -89,5 +95,6 @@ cdef int conn_init(Conn* conn, Loop* loop, int fd, const ConnParams* params, con
 cdef void conn_free(Conn* conn) noexcept nogil                     # after on_closed
 cdef TxPdu* conn_tx(Conn* conn) noexcept nogil                     # a zeroed PDU to fill, or NULL when closed or at the limit
 cdef void conn_tx_queue(Conn* conn, TxPdu* pdu, uint32_t data_bytes) noexcept nogil # header fields set; pdu.data set
+cdef void conn_rx_resume(Conn* conn) noexcept nogil                # after AGAIN: on_header is called again in this turn
 cdef void conn_close(Conn* conn, int reason) noexcept nogil         # now; on_closed follows at the end of the turn
 cdef void conn_close_after_flush(Conn* conn) noexcept nogil         # when all queued PDUs have left (or after 1 s)
