@@ -6,3 +6,6 @@ from detour.core.types cimport *
 cdef uint32_t crc32c_update(uint32_t crc, const void* data, size_t length_bytes) noexcept nogil
 # Copies and sums in one pass.
 cdef uint32_t crc32c_copy(uint32_t crc, void* to, const void* source, size_t length_bytes) noexcept nogil
+# The kernels by name, for tests and measurements; the hardware kernel only where crc32c_kernels() lists it.
+cdef uint32_t crc32c_update_portable(uint32_t crc, const void* data, size_t length_bytes) noexcept nogil
+cdef uint32_t crc32c_update_hardware(uint32_t crc, const void* data, size_t length_bytes) noexcept nogil
