@@ -25,13 +25,17 @@ cdef struct Ranges:
     Range* tail
     RangeWaiter* waiters_head
     RangeWaiter* waiters_tail
-    uint32_t count
+    uint32_t count              # ranges listed
+    RangeWaiter* wake_next      # where the running wake pass goes on
+    bint waking                 # a wake pass runs
+    bint wake_again             # a range ended inside of it: one more pass from the oldest waiter
 
 cdef void ranges_init(Ranges* ranges) noexcept nogil
 cdef bint ranges_overlap(const Ranges* ranges, lba_t lba, uint64_t blocks) noexcept nogil
 cdef void ranges_add(Ranges* ranges, Range* item, lba_t lba, uint64_t blocks) noexcept nogil
+# `ready` and `owner` of the waiter are set by the caller; something listed overlaps it now.
 cdef void ranges_wait(Ranges* ranges, RangeWaiter* waiter, lba_t lba, uint64_t blocks) noexcept nogil
 cdef void ranges_wait_cancel(Ranges* ranges, RangeWaiter* waiter) noexcept nogil
-# Ends a range and calls ready() of each waiter, oldest first, that overlaps nothing listed any more. A waiter may add
-# or wait again from inside ready().
+# Ends a range and calls ready() of each waiter, oldest first, that overlaps nothing listed any more. A waiter may add,
+# remove, cancel or wait again from inside ready(); it must not free the Ranges.
 cdef void ranges_remove(Ranges* ranges, Range* item) noexcept nogil
