@@ -14,3 +14,5 @@ cdef void mailbox_free(Mailbox* box) noexcept nogil
 cdef int mailbox_post(Mailbox* box, void* item) noexcept nogil          # OK or E_FULL
 cdef void* mailbox_take(Mailbox* box) noexcept nogil                    # NULL when empty
 cdef void mailbox_acknowledge(Mailbox* box) noexcept nogil              # resets the eventfd; call before draining
+cdef void mailbox_signal(Mailbox* box) noexcept nogil                   # for a consumer that stops before the ring is empty
+cdef bint mailbox_empty(Mailbox* box) noexcept nogil

@@ -3,7 +3,7 @@
 # A slab hands out slots of one size from arenas that are never moved or given back before `slab_free`.
 # A buffer pool hands out buffers of 4 KiB, 16 KiB, 64 KiB, 256 KiB or 1 MiB (page-aligned), never more than
 # `limit_bytes` in all; who meets the limit waits in a queue and is called back, so that memory stays bounded
-# (DESIGN.md rule 8). Owned by one loop thread; nothing here locks.
+# (rule 8: bounded). Owned by one loop thread; nothing here locks.
 from detour.core.types cimport *
 
 cdef struct Slab:
@@ -33,6 +33,7 @@ cdef struct BufferPool:
     uint64_t taken_bytes        # given out now
     uint64_t held_bytes         # taken from the system (free lists included)
     void* free_lists[5]
+    bint returned               # a buffer came back since the waiters were last woken
     PoolWaiter* waiters_head
     PoolWaiter* waiters_tail
 
@@ -40,6 +41,6 @@ cdef int pool_init(BufferPool* pool, uint64_t limit_bytes) noexcept nogil
 cdef void pool_free(BufferPool* pool) noexcept nogil
 cdef uint8_t* pool_get(BufferPool* pool, uint64_t length_bytes) noexcept nogil   # NULL at the limit; at most PART_BYTES_MAX
 cdef void pool_put(BufferPool* pool, uint8_t* buffer, uint64_t length_bytes) noexcept nogil  # same length as at pool_get
-cdef void pool_wait(BufferPool* pool, PoolWaiter* waiter) noexcept nogil         # FIFO; ready() is called from pool_wake, never from pool_put
+cdef void pool_wait(BufferPool* pool, PoolWaiter* waiter) noexcept nogil         # ready() is called from pool_wake, never from pool_put
 cdef void pool_wait_cancel(BufferPool* pool, PoolWaiter* waiter) noexcept nogil
 cdef bint pool_wake(BufferPool* pool) noexcept nogil            # the loop calls it once a turn; wakes waiters while there is room

@@ -11,7 +11,7 @@ from detour.core.pool cimport BufferPool
 ctypedef void (*event_fn)(void* owner, uint32_t events) noexcept nogil
 ctypedef void (*work_fn)(void* owner) noexcept nogil
 
-cdef struct Watch:              # a descriptor in the epoll set; lives in its owner
+cdef struct Watch:              # a descriptor in the epoll set; lives in its owner; zeroed before its first use
     int fd
     uint32_t events             # EPOLLIN | EPOLLOUT as registered now
     event_fn on_event
@@ -22,6 +22,7 @@ cdef struct Deferred:           # work for later in this turn; lives in its owne
     void* owner
     Deferred* next
     bint queued
+    uint64_t end_turn           # the turn whose end ran it last: an end hook runs once a turn
 
 cdef struct Timer:              # one shot; lives in its owner
     ns_t deadline_ns
@@ -45,6 +46,7 @@ cdef struct Command:
     void* data                  # malloc'ed; freed by Python with the command
     uint64_t data_bytes
     Loop* loop
+    Command* next               # in the list of what did not fit into the outbox
 
 # Kinds of what arrives in Python. 0 is an answer to a command; the others are events that nobody asked for.
 cdef enum EventKind:
@@ -77,7 +79,14 @@ cdef struct Loop:
     Deferred* deferred_tail
     Deferred* end_head          # end-of-turn hooks asked for in this turn
     Deferred* end_tail
+    Deferred* again_head        # end hooks asked for by hooks that ran in this turn: for the next turn
+    Deferred* again_tail
     Timer* timers               # sorted by deadline
+    Timer* timers_tail
+    void* batch                 # what epoll gave and is not yet delivered in this turn
+    int batch_next
+    int batch_count
+    ns_t traffic_ns             # when the last event came
     Command* overflow_head      # events that did not fit into the outbox: posted again in the next turn
     Command* overflow_tail
 
@@ -102,6 +111,9 @@ cdef class Reactor:
     cdef object thread
     cdef uint64_t next_ticket
     cdef readonly bint running
+    cdef readonly bint closed
+    cdef readonly int index
+    cdef object __weakref__
     # Makes a command and posts it; answers its ticket. Raises when the mailbox is full or the reactor is closed.
     cdef uint64_t call(self, command_fn run, void* owner, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3,
                        const uint8_t* data, uint64_t data_bytes) except 0
