@@ -5,7 +5,7 @@
 # of block_bytes and inside size_bytes (checked: E_RANGE by way of done). Ios may complete in any order. A FLUSH covers
 # every WRITE whose done was called before the FLUSH was submitted.
 from detour.core.types cimport *
-from detour.core.reactor cimport Loop, Deferred, Reactor
+from detour.core.reactor cimport Loop, Deferred, Reactor, Command
 
 cdef enum StoreOp:
     STORE_READ = 0
@@ -58,7 +58,8 @@ cdef struct Io:
 
 cdef struct StoreOps:
     void (*submit)(Store* store, Io* io) noexcept nogil
-    void (*close)(Store* store) noexcept nogil       # ends everything in flight with E_CLOSED first
+    void (*close)(Store* store) noexcept nogil       # ends everything in flight with E_CLOSED, at once or soon
+    void (*closed)(Store* store) noexcept nogil      # may be NULL: closed and nothing is in flight any more
 
 cdef struct Store:              # first member of each kind of store
     const StoreOps* ops
@@ -71,6 +72,9 @@ cdef struct Store:              # first member of each kind of store
     Io* finished_head           # completions waiting for the deferred call
     Io* finished_tail
     Deferred finish
+    bint closing                # store_close was called: every new Io ends with E_CLOSED
+    bint closed                 # and nothing is in flight: the loop does not touch this memory any more
+    Command* close_command      # Python's call of close(), answered when closed
     # figures since the start; read by numpy-free Python through the handle
     uint64_t reads
     uint64_t writes
@@ -95,7 +99,15 @@ cdef class StoreHandle:
     cdef Store* store
     cdef readonly Reactor reactor
     cdef readonly bint closed
+    # True when the loop does not use the store's memory any more: a subclass asks it in __dealloc__ before it frees
+    # what it owns; the Store itself (malloc, set by the subclass) is freed by StoreHandle.
+    cdef bint releasable(self) noexcept
+    cdef Store* usable(self) except NULL
 
-# Memory, sparse until written. In filestore: files and block devices through worker threads.
+# MemoryStore(reactor, size_bytes, block_bytes=512, read_only=False, store_id=0)
+#   Memory, sparse until written; offers its content by the buffer protocol. In filestore: files and block devices
+#   through worker threads.
 cdef class MemoryStore(StoreHandle):
-    pass
+    cdef uint8_t* image
+    cdef Py_ssize_t shape[1]
+    cdef Py_ssize_t strides[1]
