@@ -64,6 +64,7 @@ cdef struct Request:            # lives in the target's task
     uint16_t parts_open
     int32_t first_error
     ns_t begun_ns
+    ns_t due_ns                 # when a throttled answer may go
     uint64_t reservation        # journal reservation of a WRITE
     seq_t seq_first
     seq_t seq_last
