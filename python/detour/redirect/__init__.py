@@ -1,0 +1,5 @@
+"""Redirect drivers: how a host is detoured, on each kind of main storage. Importing this package registers them."""
+from detour.redirect import detour, tgt
+from detour.redirect.base import REGISTRY, RedirectDriver, VolumeContext, make_driver
+
+__all__ = ["REGISTRY", "RedirectDriver", "VolumeContext", "detour", "make_driver", "tgt"]

@@ -1,0 +1,302 @@
+"""Driver for fujita/tgt (Debian package tgt): everything through `tgtadm`, directly or over ssh.
+
+What tgtd 1.0.85 does, as seen on a running one:
+- One redirect a target, valid on every portal: RedirectAddress switches it on and, set to "", off; so port and reason
+  are written before the address. `--mode target --op show --tid N` lists nothing but the redirect while there is one.
+- The address must be numeric. A login from the redirect's own address is not redirected (ports do not count): so the
+  gateway's door is its source address, which must be the advertised one.
+- A RedirectCallback goes before the address. It is the administrator's: never touched, and a reason to refuse.
+- The redirect is decided before the access rules. So the rules can fence hosts off at the same time: with the gateway's
+  address as the only rule, a host is redirected, or refused should the redirect be lost. One matching rule, by address
+  or by initiator name, gives access; therefore all others are taken out, and put back exactly by `unfence`.
+- `conn delete` closes the TCP connection, no PDU is sent. A connection stays in the list until its commands have ended
+  in the backing store (a store whose writes take 4 s keeps it listed for 4 s), and so does its I_T nexus. "None left in
+  both lists" therefore means that no write of a dropped session can land any more: that is the barrier. The
+  SYNCHRONIZE CACHE that the gateway sends afterwards through its own session (which the run driver does for every main)
+  orders nothing in tgtd; it makes what has landed stable, so that the point in time survives a power cut of main.
+"""
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import re
+import shlex
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from pydantic import Field
+
+from detour.errors import StorageError, TimeoutError_, UnsupportedError
+from detour.redirect.base import (
+    Address,
+    Door,
+    DriverOptions,
+    MainSession,
+    Memo,
+    RedirectDriver,
+    VolumeContext,
+    not_numeric,
+    register,
+    wait_gone,
+)
+from detour.urls import parse_duration
+
+OUTPUT_BYTES_MAX = 4 * 2**20
+
+
+class TgtOptions(DriverOptions):
+    command: list[str] = Field(default=["tgtadm"], min_length=1, description="prefix, for example ssh root@main tgtadm")
+    env: dict[str, str] = Field(default={}, description="added to the environment, for example TGT_IPC_SOCKET")
+    control_port: int | None = Field(default=None, ge=0, le=65535, description="tgtd's -C")
+    fence: bool = Field(default=True, description="let main's access rules refuse hosts while it redirects")
+    reason: str = Field(default="Temporary", pattern="^(Temporary|Permanent)$")
+    barrier_limit: str = "25s"
+
+
+@dataclass
+class TargetState:
+    """What `--mode target --op show` tells of one target."""
+
+    tid: int
+    acl: list[str] = field(default_factory=list)
+    nexuses: dict[str, MainSession] = field(default_factory=dict)
+
+
+@register
+class TgtDriver(RedirectDriver):
+    name: ClassVar[str] = "tgt"
+    options_model: ClassVar[type[DriverOptions]] = TgtOptions
+    options: TgtOptions
+
+    def __init__(self, context: VolumeContext, options: TgtOptions) -> None:
+        super().__init__(context, options)
+        self._memo = Memo(context.memo_path)
+
+    # -- the driver's contract ---------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        if not self.context.gateway.numeric:
+            raise not_numeric(self.context.gateway)
+        state = await self._target()
+        await self._parameters(state.tid)
+
+    async def set(self, address: Address) -> None:
+        if not address.numeric:
+            raise not_numeric(address)
+        state = await self._target()
+        await self._parameters(state.tid)
+        await self._update(state.tid, "RedirectPort", str(address.port))
+        await self._update(state.tid, "RedirectReason", self.options.reason)
+        await self._update(state.tid, "RedirectAddress", address.host)
+
+    async def clear(self) -> None:
+        state = await self._target()
+        await self._update(state.tid, "RedirectAddress", "")
+
+    async def verify(self, address: Address | None) -> None:
+        state = await self._target()
+        now = await self._parameters(state.tid)
+        found = None
+        if now.get("RedirectAddress"):
+            port = now.get("RedirectPort", "")
+            found = (_same_ip(now["RedirectAddress"]), port, now.get("RedirectReason", ""))
+        wanted = None if address is None else (_same_ip(address.host), str(address.port), self.options.reason)
+        if found != wanted:
+            told = "does not redirect" if found is None else f"redirects to {found[0]} port {found[1]} ({found[2]})"
+            should = "not redirect" if address is None else f"redirect to {address}"
+            raise StorageError(f"main's target {self.context.target} {told}, but should {should}")
+
+    async def sessions(self) -> list[MainSession]:
+        state = await self._target()
+        listed = parse_connections(await self._run("--mode", "conn", "--op", "show", "--tid", str(state.tid)))
+        merged = {**state.nexuses, **{session.id: session for session in listed}}
+        return [self._claim(session) for session in merged.values()]
+
+    async def drop_all(self) -> int:
+        state = await self._target()
+        tid = str(state.tid)
+        output = await self._run("--mode", "conn", "--op", "show", "--tid", tid)
+        dropped: set[str] = set()
+        for session, connection in parse_connection_ids(output):
+            if self._claim(session).ours:
+                continue
+            dropped.add(session.id)
+            await self._run("--mode", "conn", "--op", "delete", "--tid", tid, "--sid", session.id, "--cid", connection,
+                            gone_is_fine=True)
+        return len(dropped)
+
+    async def barrier(self) -> None:
+        """No closing connection is listed any more: see the head of this module."""
+        await wait_gone(self, parse_duration(self.options.barrier_limit))
+
+    async def fence(self) -> None:
+        if not self.options.fence:
+            return
+        state = await self._target()
+        own = self.context.gateway.host
+        memo = self._memo.read()
+        if memo is None:
+            memo = {"target": self.context.target, "acl": state.acl, "added": None if own in state.acl else own}
+            self._memo.write(memo)
+        if own not in state.acl:
+            await self._rule("bind", state.tid, own)
+        for entry in state.acl:
+            if entry != own:
+                await self._rule("unbind", state.tid, entry)
+
+    async def unfence(self) -> None:
+        memo = self._memo.read()
+        if memo is None:
+            return
+        state = await self._target()
+        for entry in memo["acl"]:
+            if entry not in state.acl:
+                await self._rule("bind", state.tid, entry)
+        if memo["added"] is not None and memo["added"] in state.acl:
+            await self._rule("unbind", state.tid, memo["added"])
+        self._memo.forget()
+
+    def door(self) -> Door:
+        return Door(source_ip=self.context.gateway.host)
+
+    # -- tgtadm ------------------------------------------------------------------------------------------------------
+
+    def _claim(self, session: MainSession) -> MainSession:
+        """Ours: the name that the gateway logs in with (which may be a host's own) and the address of its door."""
+        ours = (session.initiator == self.context.initiator_name
+                and _same_ip(session.peer) == _same_ip(self.context.gateway.host))
+        return replace(session, ours=ours)
+
+    async def _target(self) -> TargetState:
+        """The target by its name, each time: numbers change when tgtd is started again."""
+        targets = parse_targets(await self._run("--mode", "target", "--op", "show"))
+        state = targets.get(self.context.target.lower())
+        if state is None:
+            raise StorageError(f"tgtd has no target {self.context.target}",
+                               hint="Check volume main, and redirect control-port where several tgtd run.")
+        return state
+
+    async def _parameters(self, tid: int) -> dict[str, str]:
+        output = await self._run("--mode", "target", "--op", "show", "--tid", str(tid))
+        values = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+        if values.get("RedirectCallback"):
+            raise UnsupportedError(f"main's target {self.context.target} has a redirect callback, which would win",
+                                   hint='Take it out: tgtadm ... --op update --name RedirectCallback --value "".')
+        return values
+
+    async def _update(self, tid: int, name: str, value: str) -> None:
+        await self._run("--mode", "target", "--op", "update", "--tid", str(tid), "--name", name, "--value", value)
+
+    async def _rule(self, action: str, tid: int, entry: str) -> None:
+        kind = "--initiator-address" if entry == "ALL" or _is_network(entry) else "--initiator-name"
+        try:
+            await self._run("--mode", "target", "--op", action, "--tid", str(tid), kind, entry)
+        except StorageError as error:
+            if not re.search("already exists|does not exist", error.message):
+                raise
+
+    def _arguments(self, arguments: tuple[str, ...]) -> list[str]:
+        command = list(self.options.command)
+        own = ["--lld", "iscsi", *arguments]
+        if self.options.control_port is not None:
+            own = ["-C", str(self.options.control_port), *own]
+        if os.path.basename(command[0]) == "ssh":
+            own = [shlex.quote(argument) for argument in own]       # ssh hands one line to a shell
+        return command + own
+
+    async def _run(self, *arguments: str, gone_is_fine: bool = False) -> str:
+        """Standard output. StorageError with what tgtadm said; TimeoutError_ after `limit`, with the process gone."""
+        command = self._arguments(arguments)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, env={**os.environ, **self.options.env}, stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=OUTPUT_BYTES_MAX)
+        except OSError as error:
+            raise StorageError(f"{command[0]} cannot be run: {error.strerror}",
+                               hint="Write the command that reaches tgtadm into redirect.command.") from None
+        try:
+            async with asyncio.timeout(self.options.limit_s):
+                output, complaint = await process.communicate()
+        except TimeoutError:
+            raise TimeoutError_(f"tgtadm did not answer within {self.options.limit}") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            said = complaint.decode(errors="replace").strip() or f"it ended with {process.returncode}"
+            if gone_is_fine and "can't find" in said:
+                return ""
+            raise StorageError(f"tgtadm {' '.join(arguments)}: {said}")
+        return output.decode(errors="replace")
+
+
+# -- what tgtadm prints ----------------------------------------------------------------------------------------------
+
+_SECTIONS = re.compile(r"    (\S.* information):")
+
+
+def parse_targets(text: str) -> dict[str, TargetState]:
+    """By lower-case name, of `--mode target --op show`. Lines that are not understood are passed over."""
+    targets: dict[str, TargetState] = {}
+    state: TargetState | None = None
+    section = nexus = ""
+    for line in text.splitlines():
+        if head := re.fullmatch(r"Target (\d+): (\S+)", line):
+            state = targets[head[2].lower()] = TargetState(int(head[1]))
+            section = ""
+        elif state is None:
+            continue
+        elif part := _SECTIONS.fullmatch(line):
+            section = part[1]
+        elif section == "ACL information" and line.strip():
+            state.acl.append(line.strip())
+        elif section == "I_T nexus information":
+            if found := re.fullmatch(r"\s+I_T nexus: (\d+)", line):
+                nexus = found[1]
+                state.nexuses[nexus] = MainSession(nexus, "")
+            elif found := re.fullmatch(r"\s+(Initiator|IP Address): (\S+)( alias:.*)?", line):
+                field_name = "initiator" if found[1] == "Initiator" else "peer"
+                state.nexuses[nexus] = replace(state.nexuses.get(nexus) or MainSession(nexus, ""),
+                                               **{field_name: found[2]})
+    return targets
+
+
+def parse_connection_ids(text: str) -> list[tuple[MainSession, str]]:
+    """Sessions with the number of each of their connections, of `--mode conn --op show`."""
+    found: list[tuple[MainSession, str]] = []
+    session = ""
+    for line in text.splitlines():
+        key, _, value = line.strip().partition(": ")
+        if key == "Session":
+            session = value
+        elif key == "Connection" and session:
+            found.append((MainSession(session, ""), value))
+        elif key == "Initiator" and found:
+            found[-1] = (replace(found[-1][0], initiator=value.split(" ")[0]), found[-1][1])
+        elif key == "IP Address" and found:
+            found[-1] = (replace(found[-1][0], peer=value), found[-1][1])
+    return found
+
+
+def parse_connections(text: str) -> list[MainSession]:
+    """Sessions, each once, of `--mode conn --op show`."""
+    return list({session.id: session for session, _ in parse_connection_ids(text)}.values())
+
+
+def _same_ip(text: str) -> str:
+    """One spelling for each IP address; anything else stays as it is."""
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        return text
+
+
+def _is_network(text: str) -> bool:
+    address, _, prefix = text.partition("/")
+    try:
+        ipaddress.ip_network(f"{address.strip('[]')}/{prefix}" if prefix else address.strip("[]"), strict=False)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,117 @@
+"""The cutover decision: right in the plain cases, and convergent for every host and main (hypothesis)."""
+import pytest
+from detour.cutover import History, Limits, Round, Step, decide, observe, predict, throttled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+MIB = 2**20
+
+
+def after(*rounds):
+    history = History()
+    for one in rounds:
+        history = observe(history, one)
+    return history
+
+
+def test_no_hold_before_a_round_has_shown_the_speed():
+    assert decide(History(), 0, 0.0, Limits()).step is Step.ROUND
+
+
+def test_holds_when_what_is_left_fits():
+    history = after(Round(100 * MIB, 1.0, 10 * MIB))
+    decision = decide(history, 10 * MIB, 1 * MIB, Limits(max_pause_s=1.0, overhead_s=0.1))
+    assert decision.step is Step.HOLD
+    assert decision.predicted_s == pytest.approx(0.2)
+
+
+def test_another_round_when_it_does_not_fit():
+    history = after(Round(100 * MIB, 1.0, 95 * MIB))
+    decision = decide(history, 95 * MIB, 1 * MIB, Limits(max_pause_s=1.0, overhead_s=0.1))
+    assert decision.step is Step.ROUND
+    assert decision.predicted_s == pytest.approx(1.05)
+
+
+def test_waits_for_the_window():
+    history = after(Round(100 * MIB, 1.0, MIB))
+    decision = decide(history, MIB, 0.0, Limits(wait_s=2.5), window_open=False)
+    assert (decision.step, decision.seconds) == (Step.WAIT, 2.5)
+
+
+def test_throttles_when_rounds_do_not_shrink_and_harder_the_next_time():
+    limits = Limits(max_pause_s=0.5, rounds_before_throttle=2)
+    same = Round(100 * MIB, 1.0, 100 * MIB)
+    history = after(same, same)
+    assert decide(history, 100 * MIB, 100 * MIB, limits).step is Step.ROUND
+    history = observe(history, same)
+    first = decide(history, 100 * MIB, 100 * MIB, limits)
+    assert (first.step, first.bytes_per_second) == (Step.THROTTLE, pytest.approx(50 * MIB))
+    history = throttled(history)
+    assert decide(history, 100 * MIB, 100 * MIB, limits).step is Step.ROUND
+    history = observe(observe(history, same), same)
+    second = decide(history, 100 * MIB, 100 * MIB, limits)
+    assert (second.step, second.bytes_per_second) == (Step.THROTTLE, pytest.approx(25 * MIB))
+
+
+def test_an_idle_host_is_never_throttled():
+    same = Round(100 * MIB, 1.0, 100 * MIB)
+    assert decide(after(same, same, same, same), 100 * MIB, 0.0, Limits(max_pause_s=0.1)).step is Step.ROUND
+
+
+def test_the_speed_is_smoothed():
+    history = after(Round(100 * MIB, 1.0, 90 * MIB), Round(10 * MIB, 1.0, 5 * MIB))
+    assert 10 * MIB < history.speed_bytes_s < 100 * MIB
+
+
+def test_small_rounds_teach_the_fixed_cost_not_the_speed():
+    history = after(Round(100 * MIB, 1.0, 4096))
+    later = observe(history, Round(4096, 0.05, 4096))
+    assert later.speed_bytes_s == history.speed_bytes_s
+    assert later.fixed_s == pytest.approx(0.05, rel=0.01)
+    assert predict(later, 0, Limits(overhead_s=0.1)) == pytest.approx(0.15, rel=0.01)
+
+
+def test_an_overhead_beyond_the_limit_does_not_keep_the_host_away():
+    history = after(Round(100 * MIB, 1.0, MIB))
+    decision = decide(history, MIB, 0.0, Limits(max_pause_s=1.0, overhead_s=3.0))
+    assert decision.step is Step.HOLD
+    assert decision.predicted_s > 3.0
+
+
+rates = st.floats(min_value=1e3, max_value=1e10)
+
+
+@settings(max_examples=150, deadline=None)
+@given(speed=rates, host=st.floats(min_value=0, max_value=1e10), start=st.integers(0, 2**40),
+       pause=st.floats(min_value=0.05, max_value=10), overhead=st.floats(min_value=0, max_value=1))
+def test_rounds_converge_for_every_host_and_main(speed, host, start, pause, overhead):
+    """A model host that writes new blocks all the time, as fast as it may; main takes `speed`."""
+    limits = Limits(max_pause_s=pause, overhead_s=overhead)
+    history, left, bound = History(), float(start), float("inf")
+    for _ in range(400):
+        decision = decide(history, int(left), min(host, bound), limits)
+        assert decision.predicted_s >= overhead
+        if decision.step is Step.HOLD:
+            data_s = left / speed
+            assert data_s <= max(pause - overhead, pause / 4) * 1.05 + 1e-6 + 1 / speed
+            return
+        if decision.step is Step.THROTTLE:
+            assert 0 < decision.bytes_per_second < speed
+            bound = decision.bytes_per_second
+            history = throttled(history)
+            continue
+        seconds = left / speed
+        flushed, left = left, min(host, bound) * seconds
+        history = observe(history, Round(int(flushed), seconds, int(left)))
+    pytest.fail("did not converge")
+
+
+@settings(max_examples=100, deadline=None)
+@given(rounds=st.lists(st.builds(Round, st.integers(0, 2**40), st.floats(0, 1e4), st.integers(0, 2**40)), max_size=12),
+       remaining=st.integers(0, 2**40), host=st.floats(0, 1e12), window=st.booleans())
+def test_every_history_gives_a_sane_decision(rounds, remaining, host, window):
+    history = after(*rounds)
+    decision = decide(history, remaining, host, Limits(), window)
+    assert decision.predicted_s >= 0 and decision.reason
+    assert (decision.bytes_per_second > 0) == (decision.step is Step.THROTTLE)
+    assert decision.step is not Step.HOLD or (window and history.rounds > 0)
