@@ -1,8 +1,7 @@
 # The journal on disk, little-endian, as C structs. docs/formats.md tells it in prose; format.pyx gives the numpy dtypes
 # and checks at import that sizes and offsets agree.
 #
-#   0          superblock copy A (4 KiB)
-#   4096       superblock copy B (4 KiB)
+#   0          superblock, SUPERBLOCK_COPIES copies of 4 KiB
 #   chunks_at  chunk table: one ChunkState (8 bytes) for each chunk of the volume, page-aligned
 #   entries_at entry table: entry_slots x EntryHeader (64 bytes), page-aligned; slot = seq % entry_slots
 #   data_at    data ring, data_bytes long, page-aligned
@@ -10,9 +9,14 @@ from detour.core.types cimport *
 
 cdef enum:
     SUPERBLOCK_BYTES = 4096
+    SUPERBLOCK_COPIES = 3           # one that is stable, one that is newest, one to write next
     JOURNAL_VERSION = 1
+    JOURNAL_PAGE_BYTES = 4096       # alignment of the areas
     CHUNK_BYTES = 262144            # granularity of the PIT-held map and of the backup's checksums
     ENTRY_BYTES_MAX = 65536         # data of one entry at most; a larger write becomes several entries
+    ENTRY_SLOTS_MIN = 1024
+    ENTRY_SLOTS_MAX = 1073741824
+    DATA_BYTES_MIN = 2097152        # the largest piece fits behind the padding at the ring's end
 
 cdef enum EntryKind:
     ENTRY_DATA = 1
@@ -54,7 +58,7 @@ cdef packed struct Superblock:      # 4096 bytes
     uint8_t magic[8]                # "DETOURJ1"
     uint32_t crc                    # CRC32C of the 4096 bytes with this field zero
     uint32_t version
-    uint64_t write_count            # the copy with the larger one counts
+    uint64_t write_count            # the copy with the largest one counts
     uint32_t generation
     uint32_t block_bytes
     uint64_t volume_blocks
@@ -73,3 +77,20 @@ cdef packed struct Superblock:      # 4096 bytes
     uint64_t copy_flags             # 1: the copy is complete; 2: it was abandoned
     uint8_t note[2048]              # JSON of the shell (volume name, backup id, store URL without secrets), zero-padded
     uint8_t reserved[1896]
+
+cdef struct Geometry:               # where the areas of a journal lie
+    uint64_t chunks_count
+    uint64_t chunks_at
+    uint64_t entries_at
+    uint64_t entry_slots
+    uint64_t data_at
+    uint64_t data_bytes
+
+# Areas of a journal of `file_bytes` for a volume. E_INVALID: block_bytes is no power of two from 512 to 65536, or the
+# volume is empty or beyond 2^63 bytes; E_RANGE: the file is too small.
+cdef int geometry_compute(uint64_t file_bytes, uint32_t block_bytes, uint64_t volume_blocks,
+                          Geometry* out) noexcept nogil
+cdef void superblock_seal(Superblock* block) noexcept nogil                 # puts the checksum in
+# OK, or what is wrong: E_CORRUPT (magic or checksum), E_UNSUPPORTED (version), E_RANGE (areas outside of the file).
+cdef int superblock_check(const Superblock* block, uint64_t file_bytes) noexcept nogil
+cdef uint32_t header_sum(const EntryHeader* header) noexcept nogil
