@@ -1,0 +1,412 @@
+"""The target side's door: accepts connections, does the login, and hands sockets over to the core.
+
+    accept -> login (bounded in time) -> redirect | refusal | discovery session | TargetHandle.adopt
+
+The redirect is decided before authentication, as tgt does: a host whose CHAP secret main knows and the gateway does not
+can still be sent on. A session that logs in again (same initiator name, ISID, target and portal group) replaces the old
+one: the old one's tasks have ended before the login is answered (RFC 7143 section 6.3.5).
+"""
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakValueDictionary
+
+import structlog
+
+from detour.errors import ClosedError, DetourError, ProtocolError, UsageError
+from detour.iscsi import wire
+from detour.iscsi.chap import ChapAuth
+from detour.iscsi.discovery import DiscoverySession, answer_text
+from detour.iscsi.login_target import Accept, LoginIdentity, Redirect, Refuse, TargetLogin, Verdict
+from detour.iscsi.negotiation import LoginStatus, SessionParams, Wishes, unique
+from detour.limits import LoginLimits
+from detour.urls import format_endpoint
+
+if TYPE_CHECKING:
+    from detour.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+
+EVENT_SESSION_CLOSED = 1        # EventKind in core/reactor.pxd
+EVENT_TEXT_REQUEST = 2
+BACKLOG = 128
+ACCEPT_PAUSE_SECONDS = 0.1      # when no descriptor is free
+
+Nexus = tuple[str, bytes, str, int]     # initiator name, ISID, target name, portal group tag
+RedirectRule = str | Redirect | Callable[[str, str], str | None] | None
+
+
+class SessionSink(Protocol):
+    """What the listener asks of a TargetHandle (core/target.pxd)."""
+
+    def adopt(self, fd: int, params: dict[str, int | bool | bytes], initiator_name: str, isid: bytes) -> int: ...
+
+    def drop(self, session_id: int, reason: int) -> int: ...
+
+    def text_response(self, session_id: int, itt: int, data: bytes) -> int: ...
+
+
+@dataclass
+class TargetEntry:
+    """A target name that the listener answers for. Fields may be changed while it serves.
+
+    handle: who takes the sessions; None where every login is redirected. redirect: "host:port", a Redirect, or a
+    function of initiator name and peer's IP address that answers "host:port" or None. accepting: False refuses logins
+    with "service unavailable", which initiators try again. initiators: names that may log in; empty: all.
+    """
+
+    iqn: str
+    handle: SessionSink | None = None
+    auth: ChapAuth | None = None
+    redirect: Nexus = tuple[str, bytes, str, int]     # initiator name, ISID, target name, portal group tag
+RedirectRule = None
+    accepting: bool = True
+    portal_group: int = 1
+    initiators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """A session in full feature phase. `peer` and `local` are "host:port"; `since` is in seconds since the epoch."""
+
+    id: int
+    target: str
+    initiator_name: str
+    isid: bytes
+    tsih: int
+    portal_group: int
+    peer: str
+    local: str
+    user: str
+    since: float
+
+    @property
+    def nexus(self) -> Nexus:
+        return (self.initiator_name.lower(), self.isid, self.target, self.portal_group)
+
+
+class Listener:
+    """Accepts logins for the targets in `targets`.
+
+    advertise: "host:port" that SendTargets names instead of the address that the initiator came to. discovery_auth:
+    CHAP for discovery sessions.
+    """
+
+    def __init__(self, runtime: Runtime, *, wishes: Wishes | None = None, limits: LoginLimits | None = None,
+                 advertise: str | None = None, discovery_auth: ChapAuth | None = None) -> None:
+        self._runtime = runtime
+        self._wishes = wishes or Wishes()
+        self._limits = limits or LoginLimits()
+        self._advertise = advertise
+        self._discovery_auth = discovery_auth
+        self.targets: dict[str, TargetEntry] = {}
+        self.sessions: dict[int, SessionInfo] = {}
+        self._sinks: dict[int, SessionSink] = {}
+        self._nexus_locks: WeakValueDictionary[Nexus, asyncio.Lock] = WeakValueDictionary()
+        self._servers: list[tuple[socket.socket, asyncio.Task[None]]] = []
+        self._connections: set[asyncio.Task[None]] = set()
+        self._logins = 0
+        self._last_tsih = 0
+        self.logins_refused = 0
+        self.redirects = 0
+
+    # --- targets and portals
+
+    def add_target(self, entry: TargetEntry) -> TargetEntry:
+        """Answers for a target from now on. UsageError when the name is taken."""
+        name = entry.iqn.lower()
+        if name in self.targets:
+            raise UsageError(f"the target {name} exists already")
+        entry.iqn = name
+        self.targets[name] = entry
+        return entry
+
+    def remove_target(self, iqn: str) -> None:
+        """New logins to the name fail; its sessions go on."""
+        self.targets.pop(iqn.lower(), None)
+
+    async def listen(self, host: str, port: int) -> tuple[str, int]:
+        """Opens a portal; answers its address (port 0 takes a free one). UsageError when it cannot be opened."""
+        loop = asyncio.get_running_loop()
+        try:
+            infos = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, protocol, _, address = infos[0]
+            server = socket.socket(family, kind, protocol)
+        except OSError as error:
+            raise UsageError(f"{format_endpoint(host, port)} cannot be listened to: {error.strerror}") from None
+        try:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            server.setblocking(False)
+            server.bind(address)
+            server.listen(BACKLOG)
+        except OSError as error:
+            server.close()
+            raise UsageError(f"{format_endpoint(host, port)} cannot be listened to: {error.strerror}") from None
+        self._servers.append((server, asyncio.create_task(self._accept(server))))
+        return server.getsockname()[:2]
+
+    @property
+    def portals(self) -> list[tuple[str, int]]:
+        return [server.getsockname()[:2] for server, _ in self._servers]
+
+    async def close(self) -> None:
+        """Closes the portals and connections that have no session; sessions belong to their targets."""
+        tasks = [task for _, task in self._servers] + list(self._connections)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for server, _ in self._servers:
+            server.close()
+        self._servers.clear()
+        for session_id in list(self.sessions):
+            self._forget(session_id)
+
+    # --- sessions
+
+    def sessions_of(self, iqn: str) -> list[SessionInfo]:
+        return [info for info in self.sessions.values() if info.target == iqn.lower()]
+
+    async def drop(self, session_id: int, reason: int = -8) -> None:
+        """Ends a session; returns when its tasks have ended at the device. Unknown ids are gone already."""
+        sink = self._sinks.get(session_id)
+        if sink is None:
+            return
+        # An error status means that the core does not know it any more: then it has ended, too.
+        await self._runtime.wait(sink.drop(session_id, reason), check=False)
+        self._forget(session_id)
+
+    def _forget(self, session_id: int) -> None:
+        self._runtime.off_event(EVENT_SESSION_CLOSED, session_id)
+        self._runtime.off_event(EVENT_TEXT_REQUEST, session_id)
+        self._sinks.pop(session_id, None)
+        info = self.sessions.pop(session_id, None)
+        if info is not None:
+            log.info("session closed", session=session_id, target=info.target, initiator=info.initiator_name,
+                     peer=info.peer)
+
+    # --- connections
+
+    async def _accept(self, server: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, peer = await loop.sock_accept(server)
+            except OSError as error:
+                log.warning("a connection could not be accepted", error=error.strerror)
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                continue
+            if self._logins >= self._limits.logins_max:
+                log.warning("too many logins at once; a connection is closed", peer=peer[0])
+                sock.close()
+                continue
+            self._logins += 1
+            task = asyncio.create_task(self._serve(sock))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        connection = _Connection(self, sock)
+        try:
+            await connection.run()
+        except TimeoutError:
+            log.warning("a login or discovery session took too long", peer=connection.peer)
+        except (ClosedError, OSError):
+            log.debug("a connection ended before a session began", peer=connection.peer)
+        except DetourError as error:
+            log.warning("a connection ended before a session began", peer=connection.peer, reason=error.message)
+        finally:
+            connection.end_login()
+            sock.close()
+
+    # --- decisions
+
+    def _resolve(self, identity: LoginIdentity, peer_host: str) -> Verdict:
+        """Whether the login may go on. In this order: name, redirect, readiness, access, room."""
+        if identity.discovery:
+            return Accept(self._discovery_auth)
+        entry = self.targets.get(identity.target_name)
+        if entry is None:
+            return Refuse(LoginStatus.NOT_FOUND, identity.target_name)
+        redirect = self._redirect_of(entry, identity.initiator_name, peer_host)
+        if redirect is not None:
+            self.redirects += 1
+            return redirect
+        if not entry.accepting or entry.handle is None:
+            return Refuse(LoginStatus.SERVICE_UNAVAILABLE, entry.iqn)
+        if entry.initiators and identity.initiator_name.lower() not in {name.lower() for name in entry.initiators}:
+            return Refuse(LoginStatus.AUTHORIZATION_FAILURE, identity.initiator_name)
+        if identity.tsih:
+            known = any(info.tsih == identity.tsih for info in self.sessions_of(entry.iqn))
+            return Refuse(LoginStatus.TOO_MANY_CONNECTIONS if known else LoginStatus.NO_SESSION)
+        nexus = (identity.initiator_name.lower(), identity.isid, entry.iqn, entry.portal_group)
+        replaces = any(info.nexus == nexus for info in self.sessions.values())
+        if len(self.sessions) >= self._limits.sessions_max and not replaces:
+            return Refuse(LoginStatus.OUT_OF_RESOURCES, f"{self._limits.sessions_max} sessions are open")
+        return Accept(entry.auth, entry.portal_group)
+
+    @staticmethod
+    def _redirect_of(entry: TargetEntry, initiator_name: str, peer_host: str) -> Redirect | None:
+        rule = entry.redirect
+        if callable(rule):
+            rule = rule(initiator_name, peer_host)
+        return Redirect(rule) if isinstance(rule, str) and rule else rule or None
+
+    def _next_tsih(self) -> int:
+        used = {info.tsih for info in self.sessions.values()}
+        for _ in range(65535):
+            self._last_tsih = self._last_tsih % 65535 + 1
+            if self._last_tsih not in used:
+                break
+        return self._last_tsih
+
+    def _send_targets(self, value: str, local: tuple[str, int], own: str = "") -> list[tuple[str, str]]:
+        """Answer to SendTargets: all targets in discovery ("All"), one by name, or the session's own ("")."""
+        wanted = [own] if not value and own else list(self.targets) if value == "All" and not own else [value.lower()]
+        pairs = []
+        for name in wanted:
+            entry = self.targets.get(name)
+            if entry is not None and (entry.accepting or entry.redirect):
+                address = self._advertise or format_endpoint(*local)
+                pairs += [("TargetName", name), ("TargetAddress", f"{address},{entry.portal_group}")]
+        return pairs
+
+    # --- hand-over
+
+    async def _replace(self, nexus: Nexus) -> bool:
+        """Ends the session that a login replaces; False when its tasks do not end in time."""
+        for info in [info for info in self.sessions.values() if info.nexus == nexus]:
+            log.info("a session is replaced", session=info.id, target=info.target, initiator=info.initiator_name)
+            try:
+                async with asyncio.timeout(self._limits.drop_seconds):
+                    await self.drop(info.id)
+            except TimeoutError:
+                return False
+        return True
+
+    async def _hand_over(self, connection: _Connection, entry: TargetEntry, identity: LoginIdentity,
+                         params: SessionParams, user: str) -> None:
+        sink = entry.handle
+        if sink is None or not entry.accepting:
+            raise ClosedError("the target stopped accepting during the login")
+        fd = connection.sock.detach()
+        try:
+            ticket = sink.adopt(fd, params.as_dict(), identity.initiator_name, identity.isid)
+        except BaseException:
+            socket.close(fd)
+            raise
+        answer = await self._runtime.wait(ticket, context=f"adopting a session of {entry.iqn}")
+        session_id = answer.results[0]
+        info = SessionInfo(session_id, entry.iqn, identity.initiator_name, identity.isid, params.tsih,
+                           entry.portal_group, connection.peer, connection.local, user, time.time())
+        self.sessions[session_id] = info
+        self._sinks[session_id] = sink
+        log.info("session opened", session=session_id, target=entry.iqn, initiator=identity.initiator_name,
+                 peer=connection.peer, user=user or None)
+        self._runtime.on_event(EVENT_SESSION_CLOSED, session_id, lambda *_: self._forget(session_id))
+        self._runtime.on_event(EVENT_TEXT_REQUEST, session_id,
+                               lambda _status, results, data: self._on_text(info, sink, results[0], data or b"",
+                                                                            connection.local_address))
+
+    def _on_text(self, info: SessionInfo, sink: SessionSink, itt: int, data: bytes, local: tuple[str, int]) -> None:
+        try:
+            table = unique(wire.decode_text(data))
+        except ProtocolError:
+            table = {}
+        answers = answer_text(table, lambda value: self._send_targets(value, local, info.target))
+        with suppress(DetourError):
+            sink.text_response(info.id, itt, wire.encode_text(answers))
+
+
+class _Connection:
+    """One accepted socket until it is a session, refused, or gone."""
+
+    def __init__(self, listener: Listener, sock: socket.socket) -> None:
+        self.sock = sock
+        self._listener = listener
+        self._counted = True
+        self.local_address: tuple[str, int] = ("", 0)
+        self.peer = ""
+        self._peer_host = ""
+
+    @property
+    def local(self) -> str:
+        return format_endpoint(*self.local_address)
+
+    def end_login(self) -> None:
+        """The connection no longer counts as a login."""
+        if self._counted:
+            self._counted = False
+            self._listener._logins -= 1
+
+    async def run(self) -> None:
+        listener, limits = self._listener, self._listener._limits
+        self.sock.setblocking(False)
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.local_address = self.sock.getsockname()[:2]
+        peer = self.sock.getpeername()[:2]
+        self._peer_host, self.peer = peer[0], format_endpoint(*peer)
+        async with asyncio.timeout(limits.login_seconds):
+            login = await self._login()
+        if login is None:
+            return
+        assert login.params is not None
+        self.end_login()
+        await DiscoverySession(self.sock, login.params,
+                               lambda value: listener._send_targets(value, self.local_address),
+                               limits.discovery_seconds, limits.text_bytes_max).run()
+
+    async def _login(self) -> TargetLogin | None:
+        """Exchanges PDUs until full feature phase. Answers a finished discovery login; None when all is done here."""
+        listener = self._listener
+        login = TargetLogin(lambda identity: listener._resolve(identity, self._peer_host), listener._wishes,
+                            tsih=listener._next_tsih, text_bytes_max=listener._limits.text_bytes_max)
+        while True:
+            header, data = await wire.receive_pdu(self.sock)
+            request = wire.LoginRequest.unpack(header, data)
+            response = login.receive(request)
+            if login.params is not None and not login.identity.discovery:    # type: ignore[union-attr]
+                await self._enter(login, request, response)
+                return None
+            await wire.send(self.sock, response.pack())
+            if login.failure:
+                self._report(login)
+                return None
+            if login.params is not None:
+                return login
+
+    async def _enter(self, login: TargetLogin, request: wire.LoginRequest, response: wire.LoginResponse) -> None:
+        """The last response of a normal session: the session that it replaces has ended first."""
+        listener, identity, params = self._listener, login.identity, login.params
+        assert identity is not None and params is not None
+        entry = listener.targets.get(identity.target_name)
+        if entry is None:
+            await wire.send(self.sock, login.refuse(request, LoginStatus.NOT_FOUND).pack())
+            return
+        nexus = (identity.initiator_name.lower(), identity.isid, entry.iqn, entry.portal_group)
+        async with listener._nexus_locks.setdefault(nexus, asyncio.Lock()):
+            if not await listener._replace(nexus):
+                refusal = login.refuse(request, LoginStatus.SERVICE_UNAVAILABLE, "the old session is still ending")
+                await wire.send(self.sock, refusal.pack())
+                return
+            await wire.send(self.sock, response.pack())
+            # Once the core has the socket the session exists, whatever happens to this login.
+            await asyncio.shield(asyncio.create_task(listener._hand_over(self, entry, identity, params, login.user)))
+
+    def _report(self, login: TargetLogin) -> None:
+        identity = login.identity
+        if login.redirect is None:
+            self._listener.logins_refused += 1
+        log.info("login redirected" if login.redirect else "login refused", peer=self.peer, reason=login.failure,
+                 initiator=identity.initiator_name if identity else None,
+                 target=identity.target_name if identity else None)

@@ -1,0 +1,204 @@
+"""The initiator's side of a login with its I/O: connect, exchange PDUs, follow redirects; and discovery.
+
+The result is a socket in full feature phase with the negotiated values, to be handed to the core.
+"""
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from detour.errors import ClosedError, LoginError, ProtocolError, StorageError, TimeoutError_
+from detour.iscsi import keys, wire
+from detour.iscsi.chap import Credentials
+from detour.iscsi.login_initiator import InitiatorLogin
+from detour.iscsi.negotiation import Redirected, SessionParams, Wishes
+from detour.urls import format_endpoint
+
+REDIRECT_HOPS_MAX = 8
+TEXT_BYTES_MAX = 2**20          # of a SendTargets answer
+
+T = TypeVar("T")
+
+
+def new_isid(qualifier: int = 0) -> bytes:
+    """A random ISID (type 10b of RFC 7143 section 11.12.5) with a qualifier of 16 bits."""
+    return b"\x80" + os.urandom(3) + qualifier.to_bytes(2, "big")
+
+
+@dataclass(frozen=True)
+class LoginOptions:
+    """How to log in. source_ip: local address to connect from. connect_seconds: for TCP; login_seconds: for the whole
+    exchange with one portal."""
+
+    initiator_name: str
+    isid: bytes = field(default_factory=new_isid)
+    source_ip: str | None = None
+    follow_redirect: bool = True
+    wishes: Wishes = Wishes()
+    credentials: Credentials | None = None
+    mutual: Credentials | None = None
+    connect_seconds: float = 5.0
+    login_seconds: float = 15.0
+
+    def __post_init__(self) -> None:
+        if not keys.valid_name(self.initiator_name):
+            raise ValueError(f"{self.initiator_name!r} is no iSCSI name")
+        if len(self.isid) != 6:
+            raise ValueError("an ISID has 6 bytes")
+
+
+@dataclass
+class Login:
+    """A socket in full feature phase. `portal` is where it ended; `hops` the addresses of the redirects on the way."""
+
+    sock: socket.socket
+    params: SessionParams
+    host: str
+    port: int
+    hops: tuple[str, ...]
+    portal_group: int | None
+    target_alias: str
+
+    @property
+    def portal(self) -> str:
+        return format_endpoint(self.host, self.port)
+
+
+@dataclass(frozen=True)
+class DiscoveredTarget:
+    """What SendTargets told: a target name and its addresses (host, port, portal group tag)."""
+
+    name: str
+    addresses: tuple[tuple[str, int, int | None], ...]
+
+
+async def _bounded(work: Awaitable[T], seconds: float, what: str) -> T:
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except TimeoutError:
+        raise TimeoutError_(f"{what} took longer than {seconds:g} s") from None
+
+
+async def open_socket(host: str, port: int, source_ip: str | None, seconds: float) -> socket.socket:
+    """A connected, non-blocking socket without delay. StorageError or TimeoutError_ otherwise."""
+    loop = asyncio.get_running_loop()
+    portal = format_endpoint(host, port)
+
+    async def attempt() -> socket.socket:
+        failure = "no address"
+        for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if source_ip:
+                    sock.bind((source_ip, 0))
+                await loop.sock_connect(sock, address)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error.strerror or str(error)
+            except BaseException:
+                sock.close()
+                raise
+        raise StorageError(f"{portal} cannot be reached: {failure}")
+
+    try:
+        return await _bounded(attempt(), seconds, f"connecting to {portal}")
+    except OSError as error:
+        raise StorageError(f"{portal} cannot be reached: {error.strerror or error}") from None
+
+
+async def _exchange(sock: socket.socket, machine: InitiatorLogin) -> None:
+    request: wire.LoginRequest | None = machine.first()
+    while request is not None:
+        await wire.send(sock, request.pack())
+        header, data = await wire.receive_pdu(sock)
+        if header[0] & wire.OPCODE_MASK == wire.OP_REJECT:
+            raise ProtocolError(f"the target rejects the login (reason {header[2]:#04x})")
+        request = machine.receive(wire.LoginResponse.unpack(header, data))
+
+
+async def login_once(host: str, port: int, target: str | None, options: LoginOptions) -> Login:
+    """One login at one portal. Redirected, LoginError, ProtocolError, StorageError, ClosedError or TimeoutError_
+    otherwise; then the socket is closed."""
+    sock = await open_socket(host, port, options.source_ip, options.connect_seconds)
+    machine = InitiatorLogin(initiator_name=options.initiator_name, target_name=target, isid=options.isid,
+                             wishes=options.wishes, credentials=options.credentials, mutual=options.mutual)
+    portal = format_endpoint(host, port)
+    try:
+        await _bounded(_exchange(sock, machine), options.login_seconds, f"the login at {portal}")
+    except OSError as error:
+        sock.close()
+        raise ClosedError(f"{portal} broke off the login: {error.strerror or error}") from None
+    except BaseException:
+        sock.close()
+        raise
+    assert machine.params is not None
+    return Login(sock, machine.params, host, port, (), machine.portal_group, machine.target_alias)
+
+
+async def login(host: str, port: int, target: str | None, options: LoginOptions) -> Login:
+    """A login that follows redirects, at most REDIRECT_HOPS_MAX of them. With follow_redirect off a redirect is a
+    LoginError (0101 or 0102)."""
+    hops: list[str] = []
+    while True:
+        try:
+            done = await login_once(host, port, target, options)
+            return replace(done, hops=tuple(hops))
+        except Redirected as moved:
+            address = format_endpoint(moved.host, moved.port)
+            if not options.follow_redirect:
+                raise LoginError(f"{format_endpoint(host, port)} redirects to {address}", status_class=1,
+                                 status_detail=2 if moved.permanent else 1) from None
+            hops.append(address)
+            if len(hops) > REDIRECT_HOPS_MAX:
+                raise LoginError(f"{target} redirects more than {REDIRECT_HOPS_MAX} times, lastly to {address}",
+                                 status_class=1, status_detail=1,
+                                 hint="Two portals redirect to each other; clear one of the redirects.") from None
+            host, port = moved.host, moved.port
+
+
+async def _text_exchange(sock: socket.socket, params: SessionParams, pairs: list[tuple[str, str]]) -> bytes:
+    """Answer to a Text Request, over as many PDUs as it takes, and then a Logout."""
+    itt, ttt, cmd_sn, exp_stat_sn = 2, wire.TAG_NONE, params.cmd_sn, params.stat_sn
+    text = wire.TextAssembly(TEXT_BYTES_MAX)
+    data = wire.encode_text(pairs)
+    while True:
+        await wire.send(sock, wire.TextRequest(itt, ttt=ttt, cmd_sn=cmd_sn, exp_stat_sn=exp_stat_sn, data=data).pack())
+        header, answer = await wire.receive_pdu(sock, params.recv_data_bytes_max)
+        response = wire.TextResponse.unpack(header, answer)
+        text.add(response.data)
+        cmd_sn, exp_stat_sn = wire.serial_add(cmd_sn, 1), wire.serial_add(response.stat_sn, 1)
+        ttt, data = response.ttt, b""
+        if response.final:
+            break
+    await wire.send(sock, wire.logout_request(3, params.cid, cmd_sn, exp_stat_sn))
+    await wire.receive_pdu(sock, params.recv_data_bytes_max)
+    return text.take()
+
+
+async def discover(host: str, port: int, options: LoginOptions) -> list[DiscoveredTarget]:
+    """Targets that a portal offers (SendTargets=All in a discovery session)."""
+    done = await login(host, port, None, options)
+    try:
+        data = await _bounded(_text_exchange(done.sock, done.params, [("SendTargets", "All")]), options.login_seconds,
+                              f"SendTargets at {done.portal}")
+    finally:
+        done.sock.close()
+    found: dict[str, list[tuple[str, int, int | None]]] = {}
+    current = ""
+    for key, value in wire.decode_text(data):
+        if key == "TargetName":
+            current = value
+            found.setdefault(current, [])
+        elif key == "TargetAddress" and current:
+            found[current].append(keys.parse_target_address(value))
+    return [DiscoveredTarget(name, tuple(addresses) or ((done.host, done.port, None),))
+            for name, addresses in found.items()]

@@ -1,0 +1,71 @@
+"""Bounds of what the outside may ask of the process, and checks of how they relate to each other.
+
+DESIGN.md rule 8: every connection, queue, text and buffer has a bound; the ones of the login phase are here, the sizes
+of the data path come from the configuration and are checked against them.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from detour.errors import UsageError
+
+# Linux' three limits of patience (DESIGN.md rule 1), in seconds
+HOST_COMMAND_SECONDS = 30.0
+HOST_SILENCE_SECONDS = 10.0
+HOST_SESSION_SECONDS = 120.0
+
+JOURNAL_BYTES_MIN = 16 * 2**20
+BUFFER_BYTES_MIN = 16 * 2**20
+REACTORS_MAX = 64
+QUEUE_DEPTH_MAX = 1024
+
+
+@dataclass(frozen=True)
+class LoginLimits:
+    """What one listener allows.
+
+    sessions_max: sessions in full feature phase, over all targets. logins_max: connections that have not finished their
+    login; more are closed at once. login_seconds: from accept to full feature phase, below open-iscsi's 15 s.
+    discovery_seconds: silence in a discovery session. drop_seconds: how long a login waits for the tasks of the session
+    that it replaces. text_bytes_max: keys of one exchange.
+    """
+
+    sessions_max: int = 256
+    logins_max: int = 64
+    login_seconds: float = 12.0
+    discovery_seconds: float = 30.0
+    drop_seconds: float = 8.0
+    text_bytes_max: int = 65536
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.sessions_max <= 65535 and 1 <= self.logins_max <= 4096):
+            raise UsageError("sessions_max is 1 to 65535 and logins_max 1 to 4096")
+        if self.text_bytes_max < 8192:
+            raise UsageError("text_bytes_max is at least one login PDU (8192)")
+        if not 0 < self.drop_seconds < self.login_seconds:
+            raise UsageError("drop_seconds must be shorter than login_seconds")
+        if self.discovery_seconds <= 0:
+            raise UsageError("discovery_seconds must be above 0")
+
+
+def check_buffers(buffer_bytes: int, volumes: int, queue_depth: int, burst_bytes: int) -> None:
+    """Refuses buffers too small for the volumes of one reactor: every volume must be able to move one whole burst while
+    the others hold theirs, or they could wait for each other for ever."""
+    need = max(BUFFER_BYTES_MIN, volumes * 2 * burst_bytes)
+    if buffer_bytes < need:
+        raise UsageError(f"buffers of {buffer_bytes} bytes are too small for {volumes} volumes; {need} are needed")
+    if not 1 <= queue_depth <= QUEUE_DEPTH_MAX:
+        raise UsageError(f"a queue depth of {queue_depth} is outside of 1 to {QUEUE_DEPTH_MAX}")
+
+
+def check_pause(max_pause_seconds: float) -> None:
+    """Refuses a cutover limit that the host would not bear."""
+    if not 0 < max_pause_seconds < HOST_COMMAND_SECONDS:
+        raise UsageError(f"a pause of {max_pause_seconds:g} s must be above 0 and below the host's command time-out of "
+                         f"{HOST_COMMAND_SECONDS:g} s")
+
+
+def check_retry(retry_seconds: float) -> None:
+    """Refuses to retry main for longer than a host keeps a session waiting."""
+    if not 0 <= retry_seconds <= HOST_SESSION_SECONDS:
+        raise UsageError(f"retrying for {retry_seconds:g} s is longer than the host waits ({HOST_SESSION_SECONDS:g} s)")

@@ -1,0 +1,307 @@
+"""Storage URLs and the units of the configuration: sizes, durations, rates.
+
+Forms: iscsi://[user[%secret]@]host[:port]/target-iqn/lun, file:///path, a bare path, /dev/name, mem:SIZE. Also known by
+form, but without a driver here: repo:, repo+s3:, rbd:, nbd:. A secret may stand in the URL (after the user, split by
+"%" as QEMU and libiscsi users know it), or come from `?secret-file=PATH` or `?secret-env=NAME`; str() and repr() never
+show it.
+"""
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote
+
+from detour.errors import UrlError, UsageError
+
+ISCSI_PORT = 3260
+HIDDEN = "***"
+
+_SIZE_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50,
+               "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40, "PIB": 2**50,
+               "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
+_TIME_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0,
+               "d": 86400.0}
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ]*)\s*")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_TARGET_NAME = re.compile(r"(iqn|eui|naa)\.[^\s/]{1,219}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of "256MiB", "64GiB", "4096", "1.5GB". K, M, G, T alone are powers of 1024. UsageError otherwise."""
+    if isinstance(text, bool) or not isinstance(text, str | int):
+        raise UsageError(f"{text!r} is not a size")
+    if isinstance(text, int):
+        if text < 0:
+            raise UsageError(f"a size cannot be negative: {text}")
+        return text
+    match = _NUMBER.fullmatch(text)
+    factor = _SIZE_UNITS.get(match[2].upper()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"{text!r} is not a size", hint='Sizes look like "256MiB", "64GiB" or "4096" (bytes).')
+    whole, _, fraction = match[1].partition(".")
+    scaled = int(whole + fraction) * factor
+    if scaled % 10 ** len(fraction):
+        raise UsageError(f"{text!r} is not a whole number of bytes")
+    return scaled // 10 ** len(fraction)
+
+
+def parse_duration(text: str | float | int) -> float:
+    """Seconds of "1s", "500ms", "2min", "1h". A unit is demanded, except for 0. UsageError otherwise."""
+    match = _NUMBER.fullmatch(text) if isinstance(text, str) else None
+    if match is not None and match[2] in _TIME_UNITS:
+        return float(match[1]) * _TIME_UNITS[match[2]]
+    if not isinstance(text, bool) and (text == 0 or (match is not None and not match[2] and float(match[1]) == 0)):
+        return 0.0
+    raise UsageError(f"{text!r} is not a duration", hint='Durations have a unit: "500ms", "1s", "2min", "1h".')
+
+
+def parse_rate(text: str | int) -> int:
+    """Bytes a second of "100MiB/s" or "100MiB"; 0 means without limit. UsageError otherwise."""
+    return parse_size(re.sub(r"\s*/\s*s(ec)?\s*$", "", text) if isinstance(text, str) else text)
+
+
+def format_size(length_bytes: int) -> str:
+    """"256MiB" where a power of 1024 divides evenly, else the bytes: parse_size reads both back unchanged."""
+    for unit in ("PiB", "TiB", "GiB", "MiB", "KiB"):
+        factor = _SIZE_UNITS[unit.upper()]
+        if length_bytes and length_bytes % factor == 0:
+            return f"{length_bytes // factor}{unit}"
+    return str(length_bytes)
+
+
+def parse_endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:
+    """("host", port) of "host:port", "[v6]:port", or without a port where a default is given. UsageError otherwise."""
+    host, port_text = text, ""
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")) or ":" not in host:
+            raise UsageError(f"{text!r} is not [IPv6]:port")
+        port_text = rest[1:]
+    elif text.count(":") == 1:
+        host, _, port_text = text.partition(":")
+    elif ":" in text:
+        raise UsageError(f"{text!r}: an IPv6 address needs brackets")
+    if not text.startswith("[") and not _HOST_NAME.fullmatch(host):
+        raise UsageError(f"{text!r} has no usable host name")
+    if not port_text:
+        if default_port is None or text.endswith(":"):
+            raise UsageError(f"{text!r} has no port")
+        return host, default_port
+    if not re.fullmatch(r"[0-9]{1,5}", port_text) or int(port_text) > 65535:
+        raise UsageError(f"{text!r} has no usable port")
+    return host, int(port_text)
+
+
+def format_endpoint(host: str, port: int) -> str:
+    """"host:port", with IPv6 in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Secret:
+    """A secret that only `reveal()` shows."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return HIDDEN
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+def read_secret_file(path: str | Path) -> Secret:
+    """The secret in a file: its text without the line end. UsageError when it cannot be read or is empty."""
+    try:
+        value = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"the secret file {path} cannot be read: {getattr(error, 'strerror', None) or 'not text'}",
+                         hint="Check that the file exists and may be read by this user.") from None
+    if not value:
+        raise UsageError(f"the secret file {path} is empty")
+    return Secret(value)
+
+
+def read_secret_env(name: str) -> Secret:
+    """The secret in an environment variable. UsageError when it is not set or empty."""
+    value = os.environ.get(name, "")
+    if not value:
+        raise UsageError(f"the environment variable {name} holds no secret")
+    return Secret(value)
+
+
+@dataclass(frozen=True)
+class IscsiUrl:
+    """A logical unit (or, with an empty target name, a portal) of an iSCSI target."""
+
+    host: str
+    port: int = ISCSI_PORT
+    target: str = ""
+    lun: int = 0
+    user: str = ""
+    secret: Secret | None = field(default=None, repr=False)
+    secret_source: str = ""         # "file=PATH" or "env=NAME", when the secret came from there
+    scheme = "iscsi"
+
+    @property
+    def portal(self) -> str:
+        """host:port, IPv6 in brackets."""
+        return format_endpoint(self.host, self.port)
+
+    def __str__(self) -> str:
+        login = self.user + ("%" + HIDDEN if self.secret and not self.secret_source else "")
+        path = f"/{quote(self.target, safe=':.-')}/{self.lun}" if self.target else ""
+        query = f"?secret-{quote(self.secret_source, safe='=/')}" if self.secret_source else ""
+        return f"iscsi://{login}{'@' if login else ''}{self.portal}{path}{query}"
+
+
+@dataclass(frozen=True)
+class FileUrl:
+    """A file, or a block device when the path names one."""
+
+    path: str
+    scheme = "file"
+
+    def __str__(self) -> str:
+        return f"file://{quote(os.path.abspath(self.path))}"
+
+
+@dataclass(frozen=True)
+class MemoryUrl:
+    """A store in memory of `size_bytes`."""
+
+    size_bytes: int
+    scheme = "mem"
+
+    def __str__(self) -> str:
+        return f"mem:{format_size(self.size_bytes)}"
+
+
+@dataclass(frozen=True)
+class RepositoryUrl:
+    """A chunk repository in a folder: a place for backups, not a store."""
+
+    path: str
+    scheme = "repo"
+
+    def __str__(self) -> str:
+        return f"repo://{quote(os.path.abspath(self.path))}"
+
+
+StoreUrl = IscsiUrl | FileUrl | MemoryUrl
+
+_NO_DRIVER = {
+    "repo": "a chunk repository",
+    "repo+s3": "a chunk repository in an object store",
+    "rbd": "a Ceph image",
+    "nbd": "an NBD export",
+    "nbd+unix": "an NBD export on a Unix socket",
+}
+
+
+def _split_login(login: str) -> tuple[str, Secret | None]:
+    """User and secret of "user%secret": the first "%" splits (a user may hold ":", as initiator names do), and the
+    secret is percent-decoded."""
+    user, percent, secret = login.partition("%")
+    return user, Secret(unquote(secret)) if percent else None
+
+
+def _query_secret(query: str, url_text: str) -> tuple[Secret | None, str]:
+    """Secret and where it came from, of "secret-file=..." or "secret-env=..."."""
+    pairs = parse_qsl(query, keep_blank_values=True)
+    if len(pairs) > 1:
+        raise UrlError(f"{url_text}: only one of secret-file and secret-env may be given")
+    for key, value in pairs:
+        if key == "secret-file":
+            return read_secret_file(value), f"file={value}"
+        if key == "secret-env":
+            return read_secret_env(value), f"env={value}"
+        raise UrlError(f"{url_text}: unknown option {key!r}; known are secret-file and secret-env")
+    return None, ""
+
+
+def parse_iscsi_url(text: str, *, portal_only: bool = False) -> IscsiUrl:
+    """An iscsi:// URL; with `portal_only` a target name and LUN may be missing (discovery). UrlError otherwise."""
+    rest = text.partition("://")[2]
+    rest, _, query = rest.partition("?")
+    authority, _, path = rest.partition("/")
+    login, at, portal = authority.rpartition("@")
+    shown = f"iscsi://{HIDDEN + '@' if at else ''}{portal}/{path}"
+    try:
+        host, port = parse_endpoint(portal, ISCSI_PORT)
+    except UsageError as error:
+        raise UrlError(f"{shown}: {error.message}") from None
+    user, secret = _split_login(login) if at else ("", None)
+    file_secret, source = _query_secret(query, shown)
+    if secret and file_secret:
+        raise UrlError(f"{shown}: the secret is given twice")
+    if (secret or file_secret) and not user:
+        raise UrlError(f"{shown}: a secret needs a user name before it")
+    target, lun = _split_target(path, shown, portal_only)
+    return IscsiUrl(host, port, target, lun, user, secret or file_secret, source)
+
+
+def _split_target(path: str, shown: str, portal_only: bool) -> tuple[str, int]:
+    if not path.strip("/") and portal_only:
+        return "", 0
+    target, slash, lun_text = path.rstrip("/").rpartition("/")
+    target = unquote(target).lower() if slash else ""
+    if not _TARGET_NAME.fullmatch(target):
+        raise UrlError(f"{shown}: after the portal comes /target-name/lun, the name beginning with iqn., eui. or naa.")
+    if not re.fullmatch(r"[0-9]{1,5}", lun_text) or int(lun_text) > 16383:
+        raise UrlError(f"{shown}: the LUN is a number from 0 to 16383")
+    return target, int(lun_text)
+
+
+def _file_path(rest: str, text: str) -> str:
+    if not rest.startswith("//"):
+        return unquote(rest)
+    host, slash, path = rest[2:].partition("/")
+    if host not in ("", "localhost") or not slash or not path:
+        raise UrlError(f"{text}: a file is named file:///absolute/path")
+    return "/" + unquote(path)
+
+
+def parse_url(text: str) -> StoreUrl:
+    """Any storage URL of DESIGN.md section 5 that names one volume. UrlError with a clear sentence otherwise."""
+    match = _SCHEME.fullmatch(text)
+    if match is None or text.startswith(("/", ".")):
+        if not text or "\0" in text:
+            raise UrlError("an empty text is no storage URL")
+        return FileUrl(text)
+    scheme, rest = match[1].lower(), match[2]
+    if scheme == "iscsi" and rest.startswith("//"):
+        return parse_iscsi_url(text)
+    if scheme == "file" and rest:
+        return FileUrl(_file_path(rest, text))
+    if scheme == "mem":
+        try:
+            size_bytes = parse_size(rest)
+        except UsageError as error:
+            raise UrlError(f"{text}: {error.message}") from None
+        if size_bytes <= 0:
+            raise UrlError(f"{text}: memory of no size")
+        return MemoryUrl(size_bytes)
+    if scheme in _NO_DRIVER:
+        raise UrlError(f"{scheme}: names {_NO_DRIVER[scheme]}; this build has no driver that opens it as a volume")
+    raise UrlError(f"{scheme}: is no known kind of storage")
+
+
+def parse_backup_url(text: str) -> StoreUrl | RepositoryUrl:
+    """What a backup may be written to: any volume, or a chunk repository in a folder (repo:///path)."""
+    if text.startswith("repo://"):
+        return RepositoryUrl(_file_path(text.removeprefix("repo:"), text))
+    return parse_url(text)
