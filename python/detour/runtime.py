@@ -6,7 +6,6 @@ arrived in one batch. Nothing here runs per I/O of the data path.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections import OrderedDict
@@ -27,7 +26,7 @@ _ids = itertools.count(1)
 
 
 class Answer(NamedTuple):
-    """What the core answered: a Status (0 and above: no error), eight signed integers, and bytes where there are any."""
+    """What the core answered: a Status (0 and above: no error), eight signed integers, and bytes if there are any."""
 
     status: int
     results: tuple[int, ...]
@@ -41,8 +40,8 @@ Closer = Callable[[], Awaitable[None]]
 class Runtime:
     """Reactor threads and what Python waits for. Belongs to the event loop that started it.
 
-    reactors: number of threads. buffer_bytes: bound on data buffers, for each reactor. poll_ns: how long an idle reactor
-    polls before it sleeps (0: not at all).
+    reactors: number of threads. buffer_bytes: bound on data buffers, for each reactor. poll_ns: how long an idle
+    reactor polls before it sleeps (0: not at all).
     """
 
     def __init__(self, reactors: int = 1, buffer_bytes: int = 256 * 2**20, poll_ns: int = 0) -> None:
@@ -140,7 +139,7 @@ class Runtime:
         return answer
 
     async def _future(self, ticket: int) -> Answer:
-        if not self.running and not self._closing_in_order():
+        if not any(reactor.running for reactor in self.reactors):    # while stop() closes things they still answer
             raise ClosedError("the runtime is not running")
         if ticket in self._waiting:
             raise UsageError(f"ticket {ticket} is waited for already")
@@ -148,10 +147,6 @@ class Runtime:
         future = self._loop.create_future()
         self._waiting[ticket] = future
         return await future
-
-    def _closing_in_order(self) -> bool:
-        """While stop() runs its closers, the threads still answer."""
-        return any(reactor.running for reactor in self.reactors)
 
     # --- events
 
@@ -207,10 +202,3 @@ class Runtime:
             self._loop.call_exception_handler(
                 {"message": f"the callback for event {kind} of {sender_id} failed", "exception": error})
 
-
-async def closed_quietly(*things: object) -> None:
-    """Awaits close() of each thing; an error of one does not keep the others open."""
-    for thing in things:
-        if thing is not None:
-            with contextlib.suppress(DetourError, OSError):
-                await thing.close()     # type: ignore[attr-defined]

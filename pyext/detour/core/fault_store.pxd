@@ -4,6 +4,16 @@
 from detour.core.types cimport *
 from detour.core.store cimport Store, StoreHandle, Io
 
+cdef enum:
+    RULES_MAX = 16
+
+cdef struct FaultRule:
+    int op                      # StoreOp
+    int32_t status              # how the requests end
+    int32_t times               # how many more; below 0: all; 0: the rule is free
+    uint64_t offset_bytes
+    uint64_t end_bytes
+
 cdef struct FaultStore:
     Store store
     uint8_t* image              # what reads see
@@ -12,10 +22,16 @@ cdef struct FaultStore:
     Io* pending_tail
     uint32_t pending
     bint automatic              # complete everything in order without being told
+    FaultRule rules[RULES_MAX]
 
-# FaultStore(reactor, size_bytes, block_bytes=512, automatic=False)
+# FaultStoreHandle(reactor, size_bytes, block_bytes=512, automatic=False, store_id=0)
 #   pending() -> list of (op, offset_bytes, length_bytes) oldest first
 #   complete(index, status=0) -> the data move now (a WRITE reaches `image`, a FLUSH copies image to stable)
-#   fail(index, status) · complete_all() · image -> bytes-like, writable · power_cut(keep: callable|None)
+#   fail(index, status) · tear(index, length_bytes) · complete_all() · fail_next(op, offset, length, status, times)
+#   image -> memoryview, writable · stable -> bytes · power_cut(keep: callable|None)
 cdef class FaultStoreHandle(StoreHandle):
     cdef FaultStore* fault
+    cdef Py_ssize_t shape[1]
+    cdef Py_ssize_t strides[1]
+    cdef int by_hand(self) except -1
+    cdef Io* nth(self, Py_ssize_t index) except NULL

@@ -5,8 +5,7 @@
 # store_submit; in_flight counts the Ios whose done is still to come.
 # Cost: a submit is the checks and one indirect call; completions of one turn share one deferred call.
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.buffer cimport PyBUF_SIMPLE
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 

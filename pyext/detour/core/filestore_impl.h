@@ -1,0 +1,32 @@
+/* Worker threads that read, write, flush and punch one file descriptor. They never see Python. */
+#ifndef DETOUR_FILESTORE_IMPL_H
+#define DETOUR_FILESTORE_IMPL_H
+#include <stdint.h>
+
+enum file_op { FILE_READ = 0, FILE_WRITE = 1, FILE_FLUSH = 2, FILE_UNMAP = 3 };
+
+struct file_job {
+    struct file_job *next;      /* the workers' while submitted */
+    void *owner;                /* the caller's */
+    uint8_t *data;
+    uint64_t offset_bytes;
+    uint64_t length_bytes;
+    int32_t status;             /* a Status of types.pxd when done */
+    uint8_t op;                 /* enum file_op */
+    uint8_t stable;             /* a write that is on the medium when done */
+};
+
+struct file_workers;
+
+/* NULL when threads or descriptors are out. `direct`: fd is open with O_DIRECT, data may lie anywhere all the same. */
+struct file_workers *file_workers_start(int fd, int threads, int direct);
+int file_workers_event_fd(const struct file_workers *workers);          /* readable when jobs are done */
+void file_workers_submit(struct file_workers *workers, struct file_job *job);
+struct file_job *file_workers_take_done(struct file_workers *workers);  /* all of them, oldest first; resets the eventfd */
+struct file_job *file_workers_take_queued(struct file_workers *workers); /* those that no thread has begun */
+void file_workers_stop(struct file_workers *workers);                   /* waits for running jobs, frees the rest */
+
+/* Reads what the page cache has, without waiting for the medium: bytes read, 0 for none, -1 where that is not offered. */
+int64_t file_read_now(int fd, uint8_t *data, uint64_t length_bytes, uint64_t offset_bytes);
+int file_write(int fd, const uint8_t *data, uint64_t length_bytes, uint64_t offset_bytes, int stable);  /* a Status */
+#endif
