@@ -1,7 +1,7 @@
 """The load generator as asyncio sees it: start, sections, end, and figures with percentiles.
 
-Serves `detour bench`, the host of `detour demo`, and tests. Latency percentiles come from log-linear buckets and are right
-within 12.5 %; they name the upper edge of the bucket, never less than what was measured.
+Serves `detour bench`, the host of `detour demo`, and tests. Latency percentiles come from log-linear buckets and are
+right within 12.5 %; they name the upper edge of the bucket, never less than what was measured.
 """
 from __future__ import annotations
 

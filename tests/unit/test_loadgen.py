@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-
 from detour.core.loadgen import LoadGenerator, histogram_names, histogram_words, section_words, stats_names
 from detour.core.reactor import Reactor
 from detour.core.stamps import ordered_prefix
@@ -47,7 +46,7 @@ def totals(load: LoadGenerator, section: int = 0) -> dict[str, int]:
 
 def test_right_store_has_no_mismatch(reactor):
     store = MemoryStore(reactor, SIZE)
-    load = LoadGenerator(reactor, 7, store, depth=8, io_bytes=UNIT, io_bytes_max=4 * UNIT, flush_every=16, fua_share=0.1)
+    load = LoadGenerator(reactor, 7, store, depth=8, io_bytes_max=4 * UNIT, flush_every=16, fua_share=0.1)
     operations, errors, mismatches, *_ = run(reactor, load, operations=3000)
     figures = totals(load)
     assert (operations, errors, mismatches) == (3000, 0, 0)

@@ -1,0 +1,298 @@
+"""`detour target`: plain disks over any storage as one iSCSI target, with an HTTP API to redirect and drop sessions.
+
+    GET    /v1/targets                        -> [{iqn, redirect: null | {address, except}, portals, luns, sessions}]
+    GET    /v1/targets/{iqn}/sessions         -> [{id, initiator, isid, peer}]
+    PUT    /v1/targets/{iqn}/redirect            {"address": "host:port", "except": [initiator names]}
+    DELETE /v1/targets/{iqn}/redirect
+    POST   /v1/targets/{iqn}/sessions/drop       {"except": [initiator names]} -> {"dropped": n}
+    GET    /healthz                           -> {"ok": true}
+
+A redirect counts on all portals, at once for new logins; sessions stay until they are dropped. The answer to a drop
+comes when the tasks of the dropped sessions have ended at the store. An error is {"error": sentence} with status 400 or 404.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from detour.core.disk import DiskHandle
+from detour.core.target import TargetHandle
+from detour.errors import DetourError, UsageError
+from detour.iscsi.chap import ChapAuth
+from detour.iscsi.listener import Listener, TargetEntry
+from detour.runtime import Runtime
+from detour.stores import OpenStore, open_store
+from detour.urls import FileUrl, format_endpoint, parse_endpoint, parse_url
+
+BODY_BYTES_MAX = 65536
+LUNS_MAX = 256
+
+
+@dataclass(frozen=True)
+class DiskOptions:
+    """How the disks behave. delay_us: each write is held for so long before it reaches the storage."""
+
+    read_only: bool = False
+    write_cache: bool = True
+    thin: bool = True
+    delay_us: int = 0
+    serial: str = ""            # of LUN 0; others get -1, -2 ...; empty: derived from target name and LUN
+    create_bytes: int | None = None
+
+
+@dataclass
+class Redirect:
+    """Where logins are sent, and whose are not."""
+
+    address: str
+    excepted: frozenset[str] = field(default_factory=frozenset)
+
+    def __call__(self, initiator_name: str, peer_host: str) -> str | None:
+        return None if initiator_name.lower() in self.excepted else self.address
+
+    def document(self) -> dict[str, Any]:
+        return {"address": self.address, "except": sorted(self.excepted)}
+
+
+def serial_of(iqn: str, lun: int, wanted: str) -> str:
+    """A serial number that stays the same from one start to the next."""
+    if wanted:
+        return wanted if lun == 0 else f"{wanted}-{lun}"
+    return hashlib.sha256(f"{iqn}/{lun}".encode()).hexdigest()[:16]
+
+
+def _file_options(url: str, options: DiskOptions) -> dict[str, Any]:
+    """Files take writes into the page cache at once, as a disk takes them into its own cache."""
+    if not isinstance(parse_url(url), FileUrl):
+        return {}
+    known: dict[str, Any] = {"inline_writes": options.write_cache}
+    if options.create_bytes is not None:
+        known["create_bytes"] = options.create_bytes
+    return known
+
+
+class EmbeddedTarget:
+    """One target name on one reactor: its LUNs are the URLs in their order."""
+
+    def __init__(self, runtime: Runtime, iqn: str, *, auth: ChapAuth | None = None) -> None:
+        self.runtime = runtime
+        self.reactor = runtime.next_reactor()
+        self.listener = Listener(runtime)
+        self.handle = TargetHandle(self.reactor, runtime.new_id())
+        self.entry = self.listener.add_target(TargetEntry(iqn=iqn, handle=self.handle, auth=auth))
+        self.stores: list[OpenStore] = []
+        self.disks: list[DiskHandle] = []
+
+    async def add_disk(self, url: str, options: DiskOptions) -> None:
+        """The next LUN."""
+        lun = len(self.disks)
+        if lun >= LUNS_MAX:
+            raise UsageError(f"a target has {LUNS_MAX} LUNs at most")
+        store = await open_store(self.runtime, url, reactor=self.reactor, read_only=options.read_only,
+                                 **_file_options(url, options))
+        self.stores.append(store)
+        disk = DiskHandle(self.reactor, store.handle, serial=serial_of(self.entry.iqn, lun, options.serial),
+                          write_cache=options.write_cache, thin=options.thin, read_only=options.read_only,
+                          delay_us=options.delay_us)
+        self.disks.append(disk)
+        await self.runtime.wait(self.handle.set_lun(lun, disk), context=f"LUN {lun}")
+
+    async def listen(self, text: str) -> str:
+        """Opens a portal; answers its address with the real port."""
+        host, port = parse_endpoint(text, 3260)
+        return format_endpoint(*await self.listener.listen(host, port))
+
+    async def drop(self, excepted: set[str]) -> int:
+        """Ends the sessions of others than `excepted`; returns when their tasks have ended at the store."""
+        others = [info for info in self.listener.sessions_of(self.entry.iqn)
+                  if info.initiator_name.lower() not in excepted]
+        await asyncio.gather(*(self.listener.drop(info.id) for info in others))
+        return len(others)
+
+    async def close(self) -> None:
+        """Portals first, then sessions, then disks and what is below them."""
+        await self.listener.close()
+        await self.runtime.wait(self.handle.close(), check=False)
+        for store in reversed(self.stores):
+            with contextlib.suppress(DetourError, OSError):
+                await store.close()
+        self.stores.clear()
+
+    def document(self) -> dict[str, Any]:
+        rule = self.entry.redirect
+        return {
+            "iqn": self.entry.iqn,
+            "redirect": rule.document() if isinstance(rule, Redirect) else None,
+            "portals": [format_endpoint(*portal) for portal in self.listener.portals],
+            "luns": [{"lun": lun, "url": str(store.url), "bytes": store.size_bytes}
+                     for lun, store in enumerate(self.stores)],
+            "sessions": len(self.listener.sessions_of(self.entry.iqn)),
+        }
+
+
+# --- the API
+
+def make_app(target: EmbeddedTarget) -> Starlette:
+    """The HTTP API of one target."""
+    routes = _Routes(target)
+    one = "/v1/targets/{iqn}"
+    return Starlette(
+        routes=[
+            Route("/healthz", routes.health),
+            Route("/v1/targets", routes.targets),
+            Route(f"{one}/sessions", routes.sessions),
+            Route(f"{one}/redirect", routes.set_redirect, methods=["PUT"]),
+            Route(f"{one}/redirect", routes.clear_redirect, methods=["DELETE"]),
+            Route(f"{one}/sessions/drop", routes.drop, methods=["POST"]),
+        ],
+        exception_handlers={DetourError: _refusal, LookupError: _unknown},     # type: ignore[dict-item]
+    )
+
+
+async def _refusal(_request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, 400)
+
+
+async def _unknown(_request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": str(error.args[0])}, 404)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request, {} when it has none. UsageError otherwise."""
+    data = b""
+    async for piece in request.stream():
+        data += piece
+        if len(data) > BODY_BYTES_MAX:
+            raise UsageError(f"the request is longer than {BODY_BYTES_MAX} bytes")
+    try:
+        content = json.loads(data) if data else {}
+    except ValueError:
+        raise UsageError("the request is not JSON") from None
+    if not isinstance(content, dict):
+        raise UsageError("the request is not a JSON object")
+    return content
+
+
+def _names(content: dict[str, Any]) -> set[str]:
+    names = content.get("except", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError("`except` is a list of initiator names")
+    return {name.lower() for name in names}
+
+
+class _Routes:
+    def __init__(self, target: EmbeddedTarget) -> None:
+        self._target = target
+
+    def _check(self, request: Request) -> EmbeddedTarget:
+        iqn = request.path_params["iqn"]
+        if iqn.lower() != self._target.entry.iqn:
+            raise LookupError(f"there is no target {iqn}")
+        return self._target
+
+    async def health(self, request: Request) -> JSONResponse:
+        return JSONResponse({"ok": True})
+
+    async def targets(self, request: Request) -> JSONResponse:
+        return JSONResponse([self._target.document()])
+
+    async def sessions(self, request: Request) -> JSONResponse:
+        target = self._check(request)
+        return JSONResponse([{"id": info.id, "initiator": info.initiator_name, "isid": info.isid.hex(),
+                              "peer": info.peer} for info in target.listener.sessions_of(target.entry.iqn)])
+
+    async def set_redirect(self, request: Request) -> JSONResponse:
+        target, content = self._check(request), await _body(request)
+        address = content.get("address")
+        if not isinstance(address, str):
+            raise UsageError("`address` is missing: host:port")
+        redirect = Redirect(format_endpoint(*parse_endpoint(address)), frozenset(_names(content)))
+        target.entry.redirect = redirect
+        return JSONResponse(redirect.document())
+
+    async def clear_redirect(self, request: Request) -> JSONResponse:
+        self._check(request).entry.redirect = None
+        return JSONResponse({"redirect": None})
+
+    async def drop(self, request: Request) -> JSONResponse:
+        target, content = self._check(request), await _body(request)
+        return JSONResponse({"dropped": await target.drop(_names(content))})
+
+
+# --- serving HTTP
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the program."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def api_socket(api: str) -> tuple[socket.socket, str]:
+    """A listening socket of "unix:PATH" or "http://HOST:PORT", and its address with the real port. UsageError when the
+    text or the address is of no use. A stale Unix socket of a dead process is replaced."""
+    if api.startswith("unix:"):
+        path = api.removeprefix("unix:")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _remove_stale(path)
+            sock.bind(path)
+            os.chmod(path, 0o600)
+            sock.listen(64)
+        except OSError as error:
+            sock.close()
+            raise UsageError(f"{api} cannot be listened to: {error.strerror or error}") from None
+        return sock, api
+    if not api.startswith("http://"):
+        raise UsageError(f"{api!r} is no address for the API", hint="Give unix:PATH or http://HOST:PORT.")
+    host, port = parse_endpoint(api.removeprefix("http://").rstrip("/"))
+    try:
+        sock = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UsageError(f"{api} cannot be listened to: {error.strerror or error}") from None
+    return sock, f"http://{format_endpoint(*sock.getsockname()[:2])}"
+
+
+def _remove_stale(path: str) -> None:
+    if not Path(path).is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any, api: str) -> AsyncIterator[str]:
+    """Serves an ASGI application while the block runs; yields its address."""
+    sock, address = api_socket(api)
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        while not server.started and not task.done():
+            await asyncio.sleep(0.005)
+        yield address
+    finally:
+        server.should_exit = True
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        sock.close()
+        if api.startswith("unix:"):
+            Path(api.removeprefix("unix:")).unlink(missing_ok=True)
