@@ -1,0 +1,1 @@
+# mailbox has nothing that Python sees; its functions are for cimport.

@@ -1,0 +1,1 @@
+# pool has nothing that Python sees; its functions are for cimport.
