@@ -272,7 +272,7 @@ cdef void load_on_pump(void* owner) noexcept nogil:
     cdef ns_t intended_ns = now_ns
     cdef LoadSection* section = &load.sections[load.section]
     while load.state == LOAD_RUNNING:
-        if load.operations and load.sent >= load.operations:
+        if (load.operations and load.sent >= load.operations) or (load.deadline_ns and now_ns >= load.deadline_ns):
             stop_begin(load)
             return
         if load.free_head == NULL:
@@ -415,6 +415,7 @@ cdef void load_start(Command* command) noexcept nogil:
     load.operations = load.sent + command.args[1] if command.args[1] else 0
     section_begin(load, load.section)
     load.next_ns = <double>load.section_began_ns
+    load.deadline_ns = load.section_began_ns + <ns_t>command.args[0] if command.args[0] else 0
     if command.args[0]:
         loop_timer(load.loop, &load.end_timer, <ns_t>command.args[0])
     loop_defer(load.loop, &load.pump)
