@@ -65,8 +65,7 @@ class TargetEntry:
     iqn: str
     handle: SessionSink | None = None
     auth: ChapAuth | None = None
-    redirect: Nexus = tuple[str, bytes, str, int]     # initiator name, ISID, target name, portal group tag
-RedirectRule = None
+    redirect: RedirectRule = None
     accepting: bool = True
     portal_group: int = 1
     initiators: tuple[str, ...] = ()

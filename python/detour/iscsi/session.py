@@ -38,7 +38,7 @@ class LoginOptions:
     isid: bytes = field(default_factory=new_isid)
     source_ip: str | None = None
     follow_redirect: bool = True
-    wishes: Wishes = Wishes()
+    wishes: Wishes = field(default_factory=Wishes)
     credentials: Credentials | None = None
     mutual: Credentials | None = None
     connect_seconds: float = 5.0
