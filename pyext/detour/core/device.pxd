@@ -87,6 +87,12 @@ cdef struct DeviceOps:
     # A nexus came, or went, or was reset. May be NULL.
     void (*nexus_event)(Device* device, const void* nexus, int event) noexcept nogil
 
+# What `nexus` points to: lives from NEXUS_LOGIN to NEXUS_LOGOUT at the same address.
+cdef struct Nexus:
+    uint64_t session_id
+    char initiator_name[224]    # NUL at the end
+    uint8_t isid[6]
+
 cdef enum NexusEvent:
     NEXUS_LOGIN = 1
     NEXUS_LOGOUT = 2

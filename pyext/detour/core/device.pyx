@@ -2,7 +2,10 @@
 #
 # Owns nothing: each kind of device frees its own memory. Cost: none on the data path.
 
+cimport cython
 
+
+@cython.no_gc_clear
 cdef class DeviceHandle:
     """A logical unit as Python holds it; made by a subclass (DiskHandle, VolumeHandle)."""
 

@@ -1,0 +1,24 @@
+from detour.core.device import DeviceHandle
+from detour.core.reactor import Reactor
+from detour.core.store import StoreHandle
+
+class DiskHandle(DeviceHandle):
+    store: StoreHandle
+    def __init__(
+        self,
+        reactor: Reactor,
+        store: StoreHandle,
+        serial: str = "",
+        vendor: str = "DETOUR",
+        product: str = "VIRTUAL DISK",
+        write_cache: bool = True,
+        thin: bool = True,
+        read_only: bool = False,
+        delay_us: int = 0,
+        device_id: int = 0,
+    ) -> None: ...
+    def close(self) -> int: ...
+    @property
+    def naa(self) -> bytes: ...
+    @property
+    def serial(self) -> str: ...
