@@ -58,14 +58,16 @@ def check_buffers(buffer_bytes: int, volumes: int, queue_depth: int, burst_bytes
         raise UsageError(f"a queue depth of {queue_depth} is outside of 1 to {QUEUE_DEPTH_MAX}")
 
 
-def check_pause(max_pause_seconds: float) -> None:
-    """Refuses a cutover limit that the host would not bear."""
+def check_pause(max_pause_seconds: float) -> float:
+    """The same seconds; refuses a cutover limit that the host would not bear."""
     if not 0 < max_pause_seconds < HOST_COMMAND_SECONDS:
         raise UsageError(f"a pause of {max_pause_seconds:g} s must be above 0 and below the host's command time-out of "
                          f"{HOST_COMMAND_SECONDS:g} s")
+    return max_pause_seconds
 
 
-def check_retry(retry_seconds: float) -> None:
-    """Refuses to retry main for longer than a host keeps a session waiting."""
+def check_retry(retry_seconds: float) -> float:
+    """The same seconds; refuses to retry main for longer than a host keeps a session waiting."""
     if not 0 <= retry_seconds <= HOST_SESSION_SECONDS:
         raise UsageError(f"retrying for {retry_seconds:g} s is longer than the host waits ({HOST_SESSION_SECONDS:g} s)")
+    return retry_seconds
