@@ -1,0 +1,1 @@
+# Tasks of the initiator are for the core alone (cimport detour.core.initiator_task); Python sees nothing of them.
