@@ -1,0 +1,273 @@
+# Catch-up rounds (S501-S505).
+#
+# A round takes the snapshot duplicate (S501) and writes it to main in LBA order: neighbouring runs are merged into one
+# write of up to 1 MiB, FLUSH_WINDOW writes are in flight. Every SEGMENT_BYTES main's cache is flushed; only then do the
+# pieces leave the index and their entries become free: what the journal forgets is stable on main (rule 3).
+# Invariants: runs of a duplicate do not overlap, so no two writes of a round touch the same block; a write waits for base
+# reads of its LBAs (which began before those LBAs were in the snapshot). A round that fails leaves what it has not
+# finished in the duplicate; the next round goes on with it.
+# Cost: one copy into the merged buffer, which verifies the checksums on the way.
+from libc.string cimport memcpy, memset
+
+from detour.core.bitmap cimport bitmap_set
+from detour.core.evictor cimport evictor_idle
+from detour.core.format cimport CHUNK_BYTES, ENTRY_ZERO
+from detour.core.journal cimport journal_data, journal_header, journal_reclaim, journal_verify
+from detour.core.overlay cimport (FLUSH_WINDOW, FlushSlot, PHASE_CATCHING_UP, Round, overlay_corrupt, overlay_room)
+from detour.core.pool cimport pool_get, pool_put, pool_wait
+from detour.core.ranges cimport ranges_overlap, ranges_wait
+from detour.core.reactor cimport EVENT_ROUND_DONE, command_done, event_new, event_post, loop_defer, loop_timer
+from detour.core.snapshot cimport (Run, snapshot_dirty_blocks, snapshot_duplicate, snapshot_end_round, snapshot_flushed,
+                                   snapshot_frozen_run)
+from detour.core.store cimport Io, STORE_FLUSH, STORE_UNMAP, STORE_WRITE, store_submit
+from detour.core.types cimport *
+
+cdef enum:
+    SEGMENT_BYTES = 67108864
+    EVICTOR_WAIT_NS = 1000000
+
+
+cdef void catchup_init(Volume* volume) noexcept nogil:
+    cdef uint32_t index
+    volume.round.work.run = step_run
+    volume.round.work.owner = volume
+    volume.round.pool_waiter.ready = step_run
+    volume.round.pool_waiter.owner = volume
+    volume.round.timer.run = step_run
+    volume.round.timer.owner = volume
+    for index in range(<uint32_t>FLUSH_WINDOW):
+        volume.round.slots[index].volume = volume
+
+
+cdef int catchup_round(Volume* volume, Command* command) noexcept nogil:
+    """Begins a round: the snapshot is duplicated (unless a failed round left one) and flushed."""
+    cdef Round* current = &volume.round
+    if current.running:
+        return E_BUSY
+    current.running = True
+    current.duplicated = False
+    current.flushing = False
+    current.status = OK
+    current.cursor = 0
+    current.segment_lba = 0
+    current.segment_bytes = 0
+    current.bytes = 0
+    current.runs = 0
+    current.begun_ns = volume.device.loop.now_ns
+    current.command = command
+    volume.stats.round_bytes = 0
+    loop_defer(volume.device.loop, &current.work)
+    return OK
+
+
+cdef void step_run(void* owner) noexcept nogil:
+    step(<Volume*>owner)
+
+
+cdef void step(Volume* volume) noexcept nogil:
+    """Fills the window from the duplicate; at the end of a segment, and of the round, main is flushed."""
+    cdef Round* current = &volume.round
+    cdef Run run
+    if not current.running or current.flushing:
+        return
+    if not current.duplicated and not duplicate(volume):
+        return
+    while current.status == OK and current.busy < FLUSH_WINDOW and current.segment_bytes < SEGMENT_BYTES:
+        if not snapshot_frozen_run(&volume.snapshot, current.cursor, &run):
+            break
+        if not begin_write(volume, &run):
+            return
+    if current.busy == 0:
+        flush_main(volume)
+
+
+cdef bint duplicate(Volume* volume) noexcept nogil:
+    """S501. Not while the evictor writes: it looks for its pieces in the active generation. False: later."""
+    cdef Round* current = &volume.round
+    if not evictor_idle(volume):
+        loop_timer(volume.device.loop, &current.timer, EVICTOR_WAIT_NS)
+        return False
+    current.duplicated = True
+    if not volume.snapshot.has_frozen:
+        current.status = snapshot_duplicate(&volume.snapshot)
+    return True
+
+
+cdef FlushSlot* free_slot(Round* current) noexcept nogil:
+    cdef uint32_t index = 0
+    while current.slots[index].busy:
+        index += 1
+    return &current.slots[index]
+
+
+cdef bint begin_write(Volume* volume, const Run* first) noexcept nogil:
+    """Merges runs from `first` on into one write. False: memory is short, or the round has failed."""
+    cdef Round* current = &volume.round
+    cdef FlushSlot* slot = free_slot(current)
+    cdef uint32_t block_bytes = volume.device.block_bytes
+    cdef bint zero = journal_header(volume.journal, <uint64_t>first.slot).kind == ENTRY_ZERO
+    slot.lba = first.lba
+    slot.buffer = NULL
+    slot.buffer_bytes = 0
+    if zero:
+        slot.blocks = first.blocks
+    else:
+        slot.buffer_bytes = merged_bytes(volume, first)
+        slot.buffer = pool_get(&volume.device.loop.buffers, slot.buffer_bytes)
+        if slot.buffer == NULL:
+            pool_wait(&volume.device.loop.buffers, &current.pool_waiter)
+            return False
+        slot.blocks = <blocks_t>(slot.buffer_bytes // block_bytes)
+        if not gather(volume, slot):
+            pool_put(&volume.device.loop.buffers, slot.buffer, slot.buffer_bytes)
+            current.status = E_CORRUPT
+            return True
+    slot.busy = True
+    current.busy += 1
+    current.runs += 1
+    current.segment_bytes += slot.buffer_bytes
+    current.cursor = slot.lba + slot.blocks
+    memset(&slot.io, 0, sizeof(Io))
+    slot.io.op = STORE_UNMAP if zero else STORE_WRITE
+    slot.io.offset_bytes = slot.lba * block_bytes
+    slot.io.length_bytes = <uint64_t>slot.blocks * block_bytes
+    slot.io.data = slot.buffer
+    slot.io.owner = slot
+    slot.io.done = write_done
+    mark_newer(volume, slot)
+    submit_when_quiet(volume, slot)
+    return True
+
+
+cdef uint64_t merged_bytes(Volume* volume, const Run* first) noexcept nogil:
+    """Length of the unbroken stretch of data runs from `first` on, at most PART_BYTES_MAX."""
+    cdef Run run = first[0]
+    cdef uint64_t blocks_max = PART_BYTES_MAX // volume.device.block_bytes
+    cdef uint64_t blocks = min(<uint64_t>run.blocks, blocks_max)
+    while blocks < blocks_max and snapshot_frozen_run(&volume.snapshot, first.lba + blocks, &run) \
+            and run.lba == first.lba + blocks and journal_header(volume.journal, <uint64_t>run.slot).kind != ENTRY_ZERO:
+        blocks += min(<uint64_t>run.blocks, blocks_max - blocks)
+    return blocks * volume.device.block_bytes
+
+
+cdef bint gather(Volume* volume, FlushSlot* slot) noexcept nogil:
+    """Copies the runs into the buffer, each entry's checksum verified once; False where one is wrong."""
+    cdef uint64_t filled = 0
+    cdef uint32_t block_bytes = volume.device.block_bytes
+    cdef uint64_t length
+    cdef int64_t verified = -1
+    cdef Run run
+    while filled < slot.buffer_bytes:
+        snapshot_frozen_run(&volume.snapshot, slot.lba + filled // block_bytes, &run)
+        if run.slot != verified and journal_verify(volume.journal, <uint64_t>run.slot) < 0:
+            overlay_corrupt(volume, <uint64_t>run.slot)
+            return False
+        verified = run.slot
+        length = min(<uint64_t>run.blocks * block_bytes, slot.buffer_bytes - filled)
+        memcpy(slot.buffer + filled, journal_data(volume.journal, <uint64_t>run.slot, run.lba), length)
+        filled += length
+    return True
+
+
+cdef void mark_newer(Volume* volume, FlushSlot* slot) noexcept nogil:
+    """From here on base reads of these chunks go to main, not to the backup (S513)."""
+    cdef uint64_t first = slot.io.offset_bytes // CHUNK_BYTES
+    cdef uint64_t last = (slot.io.offset_bytes + slot.io.length_bytes - 1) // CHUNK_BYTES
+    bitmap_set(&volume.flushed, first, last - first + 1)
+
+
+cdef void submit_when_quiet(Volume* volume, FlushSlot* slot) noexcept nogil:
+    if ranges_overlap(&volume.base_reads, slot.lba, slot.blocks):
+        slot.waiting = True
+        slot.waiter.ready = quiet
+        slot.waiter.owner = slot
+        ranges_wait(&volume.base_reads, &slot.waiter, slot.lba, slot.blocks)
+        return
+    store_submit(volume.main, &slot.io)
+
+
+cdef void quiet(void* owner) noexcept nogil:
+    cdef FlushSlot* slot = <FlushSlot*>owner
+    slot.waiting = False
+    submit_when_quiet(slot.volume, slot)
+
+
+cdef void write_done(Io* io) noexcept nogil:
+    cdef FlushSlot* slot = <FlushSlot*>io.owner
+    cdef Volume* volume = slot.volume
+    cdef Round* current = &volume.round
+    if slot.buffer != NULL:
+        pool_put(&volume.device.loop.buffers, slot.buffer, slot.buffer_bytes)
+        slot.buffer = NULL
+    slot.busy = False
+    current.busy -= 1
+    if io.status < 0:
+        volume.stats.main_errors += 1
+        current.status = io.status
+    else:
+        current.bytes += io.length_bytes
+        volume.stats.round_bytes = current.bytes
+        volume.stats.flushed_bytes += io.length_bytes
+        volume.stats.flushed_runs += 1
+    loop_defer(volume.device.loop, &current.work)
+
+
+cdef void flush_main(Volume* volume) noexcept nogil:
+    """Nothing of the segment is in flight: main makes it stable."""
+    cdef Round* current = &volume.round
+    if current.status != OK:
+        end_round(volume)
+        return
+    current.flushing = True
+    memset(&current.flush_io, 0, sizeof(Io))
+    current.flush_io.op = STORE_FLUSH
+    current.flush_io.owner = volume
+    current.flush_io.done = flush_done
+    store_submit(volume.main, &current.flush_io)
+
+
+cdef void flush_done(Io* io) noexcept nogil:
+    """The segment is stable on main: it leaves the index, its journal room is free (S505)."""
+    cdef Volume* volume = <Volume*>io.owner
+    cdef Round* current = &volume.round
+    cdef Run run
+    current.flushing = False
+    if io.status < 0:
+        volume.stats.main_errors += 1
+        current.status = io.status
+        end_round(volume)
+        return
+    snapshot_flushed(&volume.snapshot, current.segment_lba, current.cursor - current.segment_lba)
+    current.segment_lba = current.cursor
+    current.segment_bytes = 0
+    journal_reclaim(volume.journal)
+    overlay_room(volume)
+    if snapshot_frozen_run(&volume.snapshot, current.cursor, &run):
+        step(volume)
+    else:
+        end_round(volume)
+
+
+cdef void end_round(Volume* volume) noexcept nogil:
+    cdef Round* current = &volume.round
+    cdef Command* event
+    cdef uint64_t taken_ns = <uint64_t>(volume.device.loop.now_ns - current.begun_ns)
+    current.running = False
+    if current.status == OK:
+        current.status = snapshot_end_round(&volume.snapshot)
+        volume.stats.rounds += 1
+    volume.stats.dirty_blocks = snapshot_dirty_blocks(&volume.snapshot)
+    volume.stats.unreflected_bytes = volume.stats.dirty_blocks * volume.device.block_bytes
+    event = event_new(volume.device.loop, EVENT_ROUND_DONE, volume.device.id)
+    if event != NULL:
+        event.status = current.status
+        event.results[0] = current.bytes
+        event.results[1] = current.runs
+        event.results[2] = taken_ns
+        event_post(volume.device.loop, event)
+    if current.command != NULL:
+        current.command.results[0] = current.bytes
+        current.command.results[1] = current.runs
+        current.command.results[2] = taken_ns
+        command_done(current.command, current.status)
+        current.command = NULL

@@ -1,0 +1,407 @@
+# The copy (S201-S202): a window of large reads from the source, a checksum of every chunk, writes to the sink.
+#
+# Owns its slots and bitmaps; the chunk table may belong to a journal (then the held flags survive a kill of the process).
+# Invariants: a chunk is `started` before its read is submitted and `held` only after its write has ended; held implies
+# started. The sweep goes upwards once; wanted chunks go before it. Nothing is held back by a chunk that is slow: slots
+# are independent.
+# Cost: one CRC pass over the data on the loop thread, no copy; one read and one write Io for up to 1 MiB.
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from detour.core.bitmap cimport (bitmap_clear, bitmap_free, bitmap_init, bitmap_next_clear, bitmap_next_set, bitmap_set,
+                                 bitmap_test)
+from detour.core.crc32c cimport crc32c_update
+from detour.core.debug cimport invariant
+from detour.core.format cimport CHUNK_BYTES, CHUNK_CRC, CHUNK_HELD
+from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel
+from detour.core.reactor cimport (Command, EVENT_COPY_DONE, command_done, event_new, event_post, loop_defer, loop_timer,
+                                  loop_timer_stop, loop_undefer)
+from detour.core.store cimport STORE_FLUSH, STORE_READ, STORE_WRITE, store_submit
+from detour.core.types cimport *
+
+cdef enum:
+    SLOT_FREE = 0
+    SLOT_READING = 1
+    SLOT_WRITING = 2
+    CHUNKS_PER_READ = 4                     # PART_BYTES_MAX / CHUNK_BYTES
+
+
+cdef int copier_init(Copier* copier, Loop* loop, Store* source, Store* sink, uint64_t size_bytes, ChunkState* chunks,
+                     uint32_t window) noexcept nogil:
+    """Chunks whose table entry says CHUNK_HELD count as copied. E_NOMEM, or E_INVALID for stores that are too small."""
+    cdef uint64_t index
+    cdef uint32_t slot
+    memset(copier, 0, sizeof(Copier))
+    if size_bytes == 0 or source.size_bytes < size_bytes or sink.size_bytes < size_bytes:
+        return E_INVALID
+    copier.loop = loop
+    copier.source = source
+    copier.sink = sink
+    copier.size_bytes = size_bytes
+    copier.chunks_count = (size_bytes + CHUNK_BYTES - 1) // CHUNK_BYTES
+    copier.window = window if 0 < window <= COPY_WINDOW_MAX else COPY_WINDOW_MAX
+    copier.chunks = chunks
+    if chunks == NULL:
+        copier.chunks = <ChunkState*>calloc(copier.chunks_count, sizeof(ChunkState))
+        copier.chunks_own = True
+    if copier.chunks == NULL or bitmap_init(&copier.held, copier.chunks_count) < 0 \
+            or bitmap_init(&copier.started, copier.chunks_count) < 0 \
+            or bitmap_init(&copier.wanted, copier.chunks_count) < 0:
+        copier_free(copier)
+        return E_NOMEM
+    for index in range(copier.chunks_count):
+        if copier.chunks[index].flags & CHUNK_HELD:
+            bitmap_set(&copier.held, index, 1)
+            bitmap_set(&copier.started, index, 1)
+            copier.copied_bytes += chunk_length(copier, index)
+    for slot in range(<uint32_t>COPY_WINDOW_MAX):
+        copier.slots[slot].copier = copier
+        copier.slots[slot].io.owner = &copier.slots[slot]
+    copier.work.run = copier_step_work
+    copier.work.owner = copier
+    copier.timer.run = copier_step_work
+    copier.timer.owner = copier
+    copier.pool_waiter.ready = copier_step_work
+    copier.pool_waiter.owner = copier
+    return OK
+
+
+cdef void copier_free(Copier* copier) noexcept nogil:
+    """Nothing may be in flight: on_end has been called, or the copier was never started."""
+    if copier.loop != NULL:
+        loop_undefer(copier.loop, &copier.work)
+        loop_timer_stop(copier.loop, &copier.timer)
+        pool_wait_cancel(&copier.loop.buffers, &copier.pool_waiter)
+    invariant(copier.busy == 0, b"a copier is freed with Ios in flight")
+    bitmap_free(&copier.held)
+    bitmap_free(&copier.started)
+    bitmap_free(&copier.wanted)
+    if copier.chunks_own:
+        free(copier.chunks)
+    memset(copier, 0, sizeof(Copier))
+
+
+cdef void copier_start(Copier* copier) noexcept nogil:
+    copier.running = True
+    copier.status = OK
+    copier.started_ns = copier.loop.now_ns
+    copier.tokens_ns = copier.loop.now_ns
+    loop_defer(copier.loop, &copier.work)
+
+
+cdef void copier_stop(Copier* copier, int status) noexcept nogil:
+    """Ends the copy with `status`; on_end comes when the last Io in flight has ended."""
+    if copier.running:
+        copier_fail(copier, status, 0)
+        loop_defer(copier.loop, &copier.work)
+
+
+cdef void copier_want(Copier* copier, uint64_t chunk_first, uint64_t chunks) noexcept nogil:
+    """These chunks go before the sweep: somebody waits to write them to main."""
+    cdef uint64_t index
+    for index in range(chunk_first, min(chunk_first + chunks, copier.chunks_count)):
+        if not bitmap_test(&copier.started, index):
+            bitmap_set(&copier.wanted, index, 1)
+    if copier.running:
+        loop_defer(copier.loop, &copier.work)
+
+
+cdef void copier_pause(Copier* copier, bint paused) noexcept nogil:
+    copier.paused = paused
+    if not paused and copier.running:
+        loop_defer(copier.loop, &copier.work)
+
+
+cdef inline uint64_t chunk_length(const Copier* copier, uint64_t chunk) noexcept nogil:
+    return min(<uint64_t>CHUNK_BYTES, copier.size_bytes - chunk * CHUNK_BYTES)
+
+
+cdef inline uint64_t span_length(const Copier* copier, uint64_t chunk, uint64_t chunks) noexcept nogil:
+    return min(chunks * CHUNK_BYTES, copier.size_bytes - chunk * CHUNK_BYTES)
+
+
+cdef void copier_fail(Copier* copier, int status, uint64_t offset_bytes) noexcept nogil:
+    if copier.status == OK:
+        copier.status = status
+        copier.failing_offset_bytes = offset_bytes
+
+
+cdef void copier_step_work(void* owner) noexcept nogil:
+    copier_step(<Copier*>owner)
+
+
+cdef uint64_t next_span(Copier* copier, uint64_t* chunks) noexcept nogil:
+    """The next chunk to copy and how many follow it unstarted (at most one read); chunks_count when none is left."""
+    cdef uint64_t first, end
+    cdef uint64_t count = copier.chunks_count
+    while True:
+        first = bitmap_next_set(&copier.wanted, 0, count)
+        if first == count:
+            break
+        if not bitmap_test(&copier.started, first):
+            chunks[0] = 1
+            return first
+        bitmap_clear(&copier.wanted, first, 1)
+    first = bitmap_next_clear(&copier.started, copier.cursor, count)
+    copier.cursor = first
+    if first < count:
+        end = bitmap_next_set(&copier.started, first, min(first + CHUNKS_PER_READ, count))
+        chunks[0] = end - first
+        copier.cursor = end
+    return first
+
+
+cdef bint take_tokens(Copier* copier, uint64_t length_bytes) noexcept nogil:
+    """Token bucket of a fifth of a second; False starts the timer for the moment when there are enough."""
+    cdef uint64_t gained
+    cdef uint64_t bound
+    if copier.rate_bytes_s == 0:
+        return True
+    bound = max(copier.rate_bytes_s // 5, <uint64_t>PART_BYTES_MAX)
+    gained = <uint64_t>(<double>(copier.loop.now_ns - copier.tokens_ns) * <double>copier.rate_bytes_s / 1e9)
+    if gained > 0:
+        copier.tokens_bytes = min(copier.tokens_bytes + gained, bound)
+        copier.tokens_ns = copier.loop.now_ns
+    if copier.tokens_bytes >= length_bytes:
+        copier.tokens_bytes -= length_bytes
+        return True
+    loop_timer(copier.loop, &copier.timer,
+               <ns_t>(<double>(length_bytes - copier.tokens_bytes) * 1e9 / <double>copier.rate_bytes_s) + 100000)
+    return False
+
+
+cdef void copier_step(Copier* copier) noexcept nogil:
+    """Fills the window; at the end flushes the sink and tells on_end."""
+    cdef uint64_t first, chunks = 0
+    if not copier.running:
+        return
+    if copier.status != OK:
+        copier_maybe_end(copier)
+        return
+    while copier.busy < copier.window and not copier.paused:
+        first = next_span(copier, &chunks)
+        if first == copier.chunks_count:
+            copier_maybe_end(copier)
+            return
+        if not begin_span(copier, first, chunks):
+            return
+
+
+cdef bint begin_span(Copier* copier, uint64_t first, uint64_t chunks) noexcept nogil:
+    """Submits the read of a span; False (and the span given back) when rate or memory say: later."""
+    cdef uint64_t length_bytes = span_length(copier, first, chunks)
+    cdef CopySlot* slot
+    cdef uint8_t* buffer
+    cdef uint32_t index = 0
+    buffer = NULL
+    if take_tokens(copier, length_bytes):
+        buffer = pool_get(&copier.loop.buffers, length_bytes)
+        if buffer == NULL:
+            copier.tokens_bytes += length_bytes if copier.rate_bytes_s else 0
+            pool_wait(&copier.loop.buffers, &copier.pool_waiter)
+    if buffer == NULL:
+        if first < copier.cursor:
+            copier.cursor = first
+        return False
+    while copier.slots[index].step != SLOT_FREE:
+        index += 1
+    slot = &copier.slots[index]
+    bitmap_set(&copier.started, first, chunks)
+    bitmap_clear(&copier.wanted, first, chunks)
+    slot.step = SLOT_READING
+    slot.chunk_first = first
+    slot.chunks = <uint32_t>chunks
+    slot.buffer = buffer
+    slot.buffer_bytes = length_bytes
+    slot.begun_ns = copier.loop.now_ns
+    slot.io.op = STORE_READ
+    slot.io.flags = 0
+    slot.io.scsi = NULL
+    slot.io.offset_bytes = first * CHUNK_BYTES
+    slot.io.length_bytes = length_bytes
+    slot.io.data = buffer
+    slot.io.done = copy_read_done
+    copier.busy += 1
+    store_submit(copier.source, &slot.io)
+    return True
+
+
+cdef void end_slot(Copier* copier, CopySlot* slot) noexcept nogil:
+    pool_put(&copier.loop.buffers, slot.buffer, slot.buffer_bytes)
+    slot.buffer = NULL
+    slot.step = SLOT_FREE
+    copier.busy -= 1
+    loop_defer(copier.loop, &copier.work)
+
+
+cdef void copy_read_done(Io* io) noexcept nogil:
+    cdef CopySlot* slot = <CopySlot*>io.owner
+    cdef Copier* copier = <Copier*>slot.copier
+    cdef uint32_t index
+    cdef uint64_t offset = 0, length
+    copier.read_ns += copier.loop.now_ns - slot.begun_ns
+    if io.status < 0 or copier.status != OK:
+        if io.status < 0:
+            copier_fail(copier, io.status, io.offset_bytes)
+        end_slot(copier, slot)
+        return
+    for index in range(slot.chunks):
+        length = chunk_length(copier, slot.chunk_first + index)
+        copier.chunks[slot.chunk_first + index].crc = crc32c_update(0, slot.buffer + offset, length)
+        offset += length
+    slot.step = SLOT_WRITING
+    slot.begun_ns = copier.loop.now_ns
+    slot.io.op = STORE_WRITE
+    slot.io.done = copy_write_done
+    store_submit(copier.sink, &slot.io)
+
+
+cdef void copy_write_done(Io* io) noexcept nogil:
+    cdef CopySlot* slot = <CopySlot*>io.owner
+    cdef Copier* copier = <Copier*>slot.copier
+    cdef uint64_t first = slot.chunk_first
+    cdef uint32_t index
+    copier.write_ns += copier.loop.now_ns - slot.begun_ns
+    if io.status < 0:
+        copier_fail(copier, io.status, io.offset_bytes)
+        end_slot(copier, slot)
+        return
+    for index in range(slot.chunks):
+        copier.chunks[first + index].flags = CHUNK_HELD | CHUNK_CRC
+    bitmap_set(&copier.held, first, slot.chunks)
+    copier.copied_bytes += io.length_bytes
+    end_slot(copier, slot)
+    if copier.on_held != NULL:
+        copier.on_held(copier.owner, first, slot.chunks)
+
+
+cdef void copier_maybe_end(Copier* copier) noexcept nogil:
+    if copier.busy > 0 or copier.flushing:
+        return
+    if copier.status != OK:
+        copier_end(copier)
+        return
+    if copier.held.count < copier.chunks_count:
+        return
+    copier.flushing = True
+    copier.busy += 1
+    memset(&copier.flush_io, 0, sizeof(Io))
+    copier.flush_io.op = STORE_FLUSH
+    copier.flush_io.owner = copier
+    copier.flush_io.done = copy_flush_done
+    store_submit(copier.sink, &copier.flush_io)
+
+
+cdef void copy_flush_done(Io* io) noexcept nogil:
+    cdef Copier* copier = <Copier*>io.owner
+    copier.flushing = False
+    copier.busy -= 1
+    if io.status < 0:
+        copier_fail(copier, io.status, copier.size_bytes)
+    copier_end(copier)
+
+
+cdef void copier_end(Copier* copier) noexcept nogil:
+    copier.running = False
+    copier.ended_ns = copier.loop.now_ns
+    loop_timer_stop(copier.loop, &copier.timer)
+    pool_wait_cancel(&copier.loop.buffers, &copier.pool_waiter)
+    if copier.on_end != NULL:
+        copier.on_end(copier.owner, copier.status, copier.failing_offset_bytes)
+
+
+# --- what Python holds -------------------------------------------------------------------------------------------------
+
+cdef struct HandleState:
+    Copier copier
+    uint64_t id
+
+
+cdef void handle_ended(void* owner, int status, uint64_t failing_offset_bytes) noexcept nogil:
+    cdef HandleState* state = <HandleState*>owner
+    cdef Command* event = event_new(state.copier.loop, EVENT_COPY_DONE, state.id)
+    if event != NULL:
+        event.status = status
+        event.results[0] = state.copier.copied_bytes
+        event.results[1] = failing_offset_bytes
+        event_post(state.copier.loop, event)
+
+
+cdef void run_start(Command* command) noexcept nogil:
+    cdef Copier* copier = <Copier*>command.owner
+    if copier.running:
+        command_done(command, E_BUSY)
+        return
+    copier_start(copier)
+    command_done(command, OK)
+
+
+cdef void run_stop(Command* command) noexcept nogil:
+    copier_stop(<Copier*>command.owner, E_ABORTED)
+    command_done(command, OK)
+
+
+cdef class CopierHandle:
+    """Copies `size_bytes` from one store to another, with a CRC32C of every 256 KiB chunk.
+
+    Used for restore and for everything that is not under a host; the PIT copy of a detour is the volume's own.
+    """
+
+    def __cinit__(self):
+        self.copier = NULL
+        self.closed = True
+
+    def __init__(self, Reactor reactor not None, uint64_t copier_id, StoreHandle source not None,
+                 StoreHandle sink not None, uint64_t size_bytes, uint32_t window=8, uint64_t rate_bytes_s=0):
+        cdef HandleState* state = <HandleState*>calloc(1, sizeof(HandleState))
+        cdef int status
+        if state == NULL:
+            raise MemoryError()
+        status = copier_init(&state.copier, reactor.loop, source.store, sink.store, size_bytes, NULL, window)
+        if status < 0:
+            free(state)
+            if status == E_NOMEM:
+                raise MemoryError()
+            raise ValueError("source and sink must hold at least size_bytes, and size_bytes must not be 0")
+        state.id = copier_id
+        state.copier.owner = state
+        state.copier.on_end = handle_ended
+        state.copier.rate_bytes_s = rate_bytes_s
+        self.copier = &state.copier                 # first member: the same address as `state`
+        self.reactor = reactor
+        self.source = source
+        self.sink = sink
+        self.id = copier_id
+        self.closed = False
+
+    def __dealloc__(self):
+        # A copier that still runs belongs to the loop thread: its memory stays (a process ends soon after, or leaks it).
+        if self.copier != NULL and not self.copier.running and self.copier.busy == 0:
+            copier_free(self.copier)
+            free(self.copier)
+
+    def start(self):
+        """Ticket; done when begun. EVENT_COPY_DONE (sender: the copier's id) follows: bytes, failing offset."""
+        return self.reactor.call(run_start, self.copier, 0, 0, 0, 0, NULL, 0)
+
+    def stop(self):
+        """Ticket. EVENT_COPY_DONE with E_ABORTED follows when what is in flight has ended."""
+        return self.reactor.call(run_stop, self.copier, 0, 0, 0, 0, NULL, 0)
+
+    def progress(self):
+        """Figures as they are now: copied and total bytes, status, whether it runs."""
+        return {
+            "copied_bytes": self.copier.copied_bytes,
+            "total_bytes": self.copier.size_bytes,
+            "running": bool(self.copier.running),
+            "status": self.copier.status,
+        }
+
+    def checksums(self):
+        """CRC32C of each chunk, uint32 little-endian; valid after the end."""
+        cdef uint64_t index
+        out = bytearray(4 * self.copier.chunks_count)
+        cdef uint8_t[::1] view = out
+        for index in range(self.copier.chunks_count):
+            (<uint32_t*>&view[4 * index])[0] = self.copier.chunks[index].crc
+        return bytes(out)

@@ -1,0 +1,198 @@
+# State of a detoured volume and its data path: where each read and write goes. The phases and what Python may ask are in
+# volume.pyx; catchup.pyx flushes rounds, evictor.pyx makes room during the copy; all work on this struct, on one loop.
+#
+# Write (S301-S305): place in the journal -> sealed (flag 0) -> stable where asked -> snapshot marked, flag 1 -> answered.
+# Read (S401-S406, S511-S514): waits while it overlaps an entry with flag 0; then snapshot, else base.
+from detour.core.types cimport *
+from detour.core.bitmap cimport Bitmap
+from detour.core.copier cimport Copier
+from detour.core.device cimport Device, Request
+from detour.core.format cimport ChunkState
+from detour.core.journal cimport Journal
+from detour.core.pool cimport Slab, PoolWaiter
+from detour.core.ranges cimport Range, RangeWaiter, Ranges
+from detour.core.reactor cimport Loop, Deferred, Timer, Command
+from detour.core.snapshot cimport Snapshot
+from detour.core.stats cimport Histogram
+from detour.core.store cimport Store, Io
+
+cdef enum VolumePhase:
+    PHASE_PASS = 0
+    PHASE_ARMED = 1
+    PHASE_COPYING = 2
+    PHASE_CATCHING_UP = 3
+    PHASE_HOLDING = 4
+
+cdef enum:
+    FLUSH_WINDOW = 16           # merged runs in flight to main in a round
+    EVICT_WINDOW = 16           # entries in flight to main under journal pressure
+    EVICT_BATCH = 256           # entries written and waiting for the flush of main
+
+cdef struct VolumeStats:        # one flat block of uint64; names in volume.pyx (STATS_NAMES)
+    uint64_t phase
+    uint64_t reads
+    uint64_t writes
+    uint64_t read_bytes
+    uint64_t write_bytes
+    uint64_t reads_snapshot         # requests served from the journal alone
+    uint64_t reads_base
+    uint64_t reads_mixed
+    uint64_t reads_backup           # base runs taken from backup storage
+    uint64_t waits_unreflected      # S405
+    uint64_t waits_room             # journal full
+    uint64_t throttled_ns
+    uint64_t dirty_blocks
+    uint64_t unreflected_bytes      # what a round still has to bring to main (both generations)
+    uint64_t round_bytes            # of the running round, done so far
+    uint64_t flushed_bytes          # to main, since the freeze
+    uint64_t flushed_runs
+    uint64_t rounds
+    uint64_t journal_used_bytes
+    uint64_t journal_bytes
+    uint64_t copied_bytes
+    uint64_t copy_bytes             # size of the PIT
+    uint64_t corrupt
+    uint64_t main_errors
+    uint64_t backup_errors
+    uint64_t requests_open
+    uint64_t requests_waiting
+    uint64_t longest_ns
+    uint64_t room_wait_ns           # how long the oldest request has been waiting for journal room; 0 none
+    uint64_t evicted_bytes          # flushed to main during the copy, under journal pressure
+    Histogram read_ns
+    Histogram write_ns
+
+
+cdef enum RequestState:         # Request.state, the overlay's
+    STATE_NEW = 0
+    STATE_WAITS_HELD = 1        # phase ARMED or HOLDING
+    STATE_WAITS_ROOM = 2        # journal room
+    STATE_WAITS_MEMORY = 3
+    STATE_WAITS_REFLECTED = 4   # S405
+    STATE_PLACED = 5            # WRITE with a place, being received
+    STATE_RUNNING = 6
+    STATE_WAITS_STABLE = 7
+    STATE_WAITS_THROTTLE = 8
+    STATE_FINISHED = 9
+
+cdef struct RequestQueue:
+    Request* head
+    Request* tail
+    uint32_t count
+
+cdef struct BaseRead:           # one piece of a read that goes to main or backup
+    Io io
+    Volume* volume
+    Request* request            # NULL: given up (its request was answered from main meanwhile)
+    uint8_t* bounce             # buffer of its own for reads of the backup, so that a stuck one can be given up
+    uint8_t* to                 # in the request's buffer
+    BaseRead* next
+    BaseRead* prev
+
+cdef struct FlushSlot:          # a run on its way to main
+    Io io
+    Volume* volume
+    lba_t lba
+    blocks_t blocks
+    uint8_t* buffer
+    uint64_t buffer_bytes
+    bint busy
+    bint waiting                # for base reads that overlap
+    Range range
+    RangeWaiter waiter
+
+cdef struct Round:              # a catch-up round (S501-S505)
+    bint running
+    bint duplicated             # S501 is done
+    bint flushing               # main's cache is being flushed
+    int status
+    lba_t cursor                # next LBA of the duplicate
+    lba_t segment_lba           # written and not yet flushed since here
+    uint64_t segment_bytes
+    uint64_t bytes
+    uint64_t runs
+    ns_t begun_ns
+    uint32_t busy
+    FlushSlot slots[FLUSH_WINDOW]
+    Io flush_io
+    Command* command            # whose answer is the end of the round
+    Deferred work
+    Timer timer                 # while the evictor still has entries on their way
+    PoolWaiter pool_waiter
+
+cdef struct EvictSlot:          # an entry on its way to main during the copy
+    Io io
+    Volume* volume
+    seq_t seq
+    lba_t lba                   # of the entry
+    lba_t lba_done              # pieces below are written
+    lba_t lba_end
+    uint8_t* buffer
+    uint64_t buffer_bytes
+    bint busy
+
+cdef struct Evictor:
+    bint active
+    bint flushing
+    seq_t cursor                # next entry to look at
+    seq_t written[EVICT_BATCH]  # on main, not yet flushed there
+    uint32_t written_count
+    uint32_t busy
+    EvictSlot slots[EVICT_WINDOW]
+    Io flush_io
+    Deferred work
+
+cdef struct Volume:
+    Device device               # first member
+    Store* main
+    Store* backup               # sink of the copy; NULL without
+    Journal* journal
+    Snapshot snapshot
+    int phase                   # VolumePhase
+    bint sync_always            # main has no volatile cache: each answer waits for a stable journal
+    bint reads_from_backup      # base reads in CATCHING_UP
+    bint closed
+    uint64_t pass_open          # writes placed or running in phase PASS
+    uint64_t open_requests      # begun and not answered
+    Ranges unreflected          # sealed entries with flag 0
+    Ranges base_reads           # reads of main in flight: a flush of the same LBAs waits
+    RequestQueue held
+    RequestQueue room
+    RequestQueue throttled
+    RequestQueue finished       # done() comes later in this turn
+    Deferred finish_work
+    Slab base_read_slab
+    BaseRead* backup_reads      # in flight to the backup
+    Slab scsi_slab
+    Bitmap flushed              # by chunk: main is newer than the backup
+    Copier copier
+    bint copier_made
+    Evictor evictor
+    Round round
+    Timer tick                  # 100 ms while not PASS
+    Timer room_timer            # 2 ms while somebody waits for room
+    Timer throttle_timer
+    uint64_t throttle_bytes_s
+    ns_t throttle_free_ns       # when the throttled host may write again
+    Command* drain_command
+    Command* phase_command      # freeze or release, waits for the superblock to be stable
+    Io super_io
+    int phase_next
+    uint32_t level              # of the journal, as told last
+    VolumeStats stats
+
+# DeviceOps of the volume (all but COMMAND, which volume.pyx forwards)
+cdef int overlay_begin_write(Device* device, Request* request) noexcept nogil
+cdef void overlay_submit(Volume* volume, Request* request) noexcept nogil
+cdef void overlay_abort(Device* device, Request* request) noexcept nogil
+cdef void overlay_release(Device* device, Request* request) noexcept nogil
+cdef void overlay_finish(Volume* volume, Request* request, int status) noexcept nogil    # done() later in this turn
+cdef void overlay_resume_held(Volume* volume) noexcept nogil     # after a phase change
+cdef void overlay_abort_held(Volume* volume) noexcept nogil      # the host is gone: nobody waits for an answer
+cdef void overlay_room(Volume* volume) noexcept nogil            # room may have come: who waits for it goes on
+cdef void overlay_tick(Volume* volume) noexcept nogil
+cdef int overlay_init(Volume* volume, Loop* loop, Store* main, Journal* journal) noexcept nogil
+cdef void overlay_free(Volume* volume) noexcept nogil
+cdef void overlay_corrupt(Volume* volume, uint64_t slot) noexcept nogil      # tells Python of a wrong checksum
+cdef inline bint overlay_is_on(const Volume* volume) noexcept nogil:
+    return volume.phase >= PHASE_COPYING

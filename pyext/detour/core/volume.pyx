@@ -1,0 +1,517 @@
+# A detoured volume: phases, what Python may ask, and the ops table that the target side calls. See volume.pxd.
+#
+# Invariants: the phase changes in enter_phase alone, along EDGES; a phase that must survive a stop (COPYING, CATCHING_UP,
+# PASS) counts only after the journal's superblock with it is stable. Commands from Python run on the loop thread.
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from detour.core.bitmap cimport bitmap_clear
+from detour.core.catchup cimport catchup_init, catchup_round
+from detour.core.clock cimport clock_realtime_ns
+from detour.core.copier cimport copier_free, copier_init, copier_start, copier_stop
+from detour.core.device cimport Device, DeviceOps, REQUEST_COMMAND, Request
+from detour.core.evictor cimport evictor_idle, evictor_init, evictor_kick
+from detour.core.format cimport ChunkState
+from detour.core.forward cimport forward_submit
+from detour.core.journal cimport Journal, JournalHandle, journal_reset, journal_super_write
+from detour.core.overlay cimport (PHASE_ARMED, PHASE_CATCHING_UP, PHASE_COPYING, PHASE_HOLDING, PHASE_PASS,
+                                  overlay_abort, overlay_abort_held, overlay_begin_write, overlay_free, overlay_init,
+                                  overlay_is_on, overlay_release, overlay_resume_held, overlay_submit, overlay_tick)
+from detour.core.pool cimport pool_put
+from detour.core.reactor cimport (Command, EVENT_COPY_DONE, Reactor, command_done, command_fn, event_new, event_post,
+                                  loop_timer_stop)
+from detour.core.recovery cimport RecoveryReport, recovery_run
+from detour.core.snapshot cimport snapshot_dirty_blocks
+from detour.core.stats cimport STATS_BUCKETS, stats_view
+from detour.core.store cimport Io, STORE_FLUSH, STORE_RANDOM_READ, Store, StoreHandle, store_submit
+from detour.core.types cimport *
+
+PASS, ARMED, COPYING, CATCHING_UP, HOLDING = range(5)
+PHASE_NAMES = ("pass", "armed", "copying", "catching-up", "holding")
+
+STATS_NAMES = (
+    "phase", "reads", "writes", "read_bytes", "write_bytes", "reads_snapshot", "reads_base", "reads_mixed",
+    "reads_backup", "waits_unreflected", "waits_room", "throttled_ns", "dirty_blocks", "unreflected_bytes",
+    "round_bytes", "flushed_bytes", "flushed_runs", "rounds", "journal_used_bytes", "journal_bytes", "copied_bytes",
+    "copy_bytes", "corrupt", "main_errors", "backup_errors", "requests_open", "requests_waiting", "longest_ns",
+    "room_wait_ns", "evicted_bytes",
+)
+
+cdef enum:
+    COPY_COMPLETE = 1
+    COPY_ABANDONED = 2
+    NOTE_BYTES = 2048
+
+cdef DeviceOps VOLUME_OPS
+VOLUME_OPS.begin_write = overlay_begin_write
+VOLUME_OPS.submit = volume_submit
+VOLUME_OPS.abort = overlay_abort
+VOLUME_OPS.release = volume_release
+VOLUME_OPS.admit = NULL
+VOLUME_OPS.nexus_event = NULL
+
+
+cdef void volume_submit(Device* device, Request* request) noexcept nogil:
+    if request.op == REQUEST_COMMAND:
+        forward_submit(<Volume*>device, request)
+    else:
+        overlay_submit(<Volume*>device, request)
+
+
+cdef void volume_release(Device* device, Request* request) noexcept nogil:
+    if request.op == REQUEST_COMMAND:
+        if request.buffer != NULL:
+            pool_put(&device.loop.buffers, request.buffer, request.blocks)     # as forward.pyx has noted
+            request.buffer = NULL
+        return
+    overlay_release(device, request)
+
+
+# --- phases ------------------------------------------------------------------------------------------------------------
+
+cdef void enter_phase(Volume* volume, int phase) noexcept nogil:
+    volume.phase = phase
+    volume.stats.phase = <uint64_t>phase
+    if overlay_is_on(volume) and not volume.tick.running:
+        overlay_tick(volume)
+    elif not overlay_is_on(volume):
+        loop_timer_stop(volume.device.loop, &volume.tick)
+
+
+cdef void store_phase(Volume* volume, int phase, Command* command) noexcept nogil:
+    """Writes the superblock with `phase` and enters it when that is stable; then `command` is answered."""
+    volume.journal.super.phase = <uint32_t>phase
+    volume.journal.super.clean = 1 if phase == PHASE_PASS else 0
+    journal_super_write(volume.journal)
+    volume.phase_next = phase
+    volume.phase_command = command
+    memset(&volume.super_io, 0, sizeof(Io))
+    volume.super_io.op = STORE_FLUSH
+    volume.super_io.owner = volume
+    volume.super_io.done = phase_stored
+    store_submit(volume.journal.media, &volume.super_io)
+
+
+cdef void phase_stored(Io* io) noexcept nogil:
+    cdef Volume* volume = <Volume*>io.owner
+    cdef Command* command = volume.phase_command
+    volume.phase_command = NULL
+    if io.status >= 0:
+        enter_phase(volume, volume.phase_next)
+        if volume.phase == PHASE_PASS:
+            overlay_abort_held(volume)
+        elif volume.phase != PHASE_HOLDING:
+            overlay_resume_held(volume)
+    command_done(command, io.status if io.status < 0 else OK)
+
+
+cdef bint phase_busy(Volume* volume, Command* command) noexcept nogil:
+    """A change of phase is being written, or there is no journal: the command ends here."""
+    if volume.journal == NULL:
+        command_done(command, E_UNSUPPORTED)
+        return True
+    if volume.phase_command != NULL:
+        command_done(command, E_BUSY)
+        return True
+    return False
+
+
+cdef void run_set_phase(Command* command) noexcept nogil:
+    """PASS -> ARMED and ARMED -> PASS; the other edges have commands of their own."""
+    cdef Volume* volume = <Volume*>command.owner
+    cdef int phase = <int>command.args[0]
+    if volume.phase_command != NULL:
+        command_done(command, E_BUSY)
+    elif volume.phase == PHASE_PASS and phase == PHASE_ARMED:
+        enter_phase(volume, phase)
+        command_done(command, OK)
+    elif volume.phase == PHASE_ARMED and phase == PHASE_PASS:
+        enter_phase(volume, phase)
+        overlay_abort_held(volume)
+        command_done(command, OK)
+    else:
+        command_done(command, OK if volume.phase == phase else E_INVALID)
+
+
+cdef void run_freeze(Command* command) noexcept nogil:
+    """The PIT begins: an empty journal of a new generation, the overlay on."""
+    cdef Volume* volume = <Volume*>command.owner
+    cdef Journal* journal = volume.journal
+    if phase_busy(volume, command):
+        return
+    if volume.phase > PHASE_ARMED:
+        command_done(command, E_INVALID)
+        return
+    if volume.pass_open > 0 or volume.open_requests > 0 or snapshot_dirty_blocks(&volume.snapshot) > 0 \
+            or (volume.copier_made and volume.copier.busy > 0):
+        command_done(command, E_BUSY)
+        return
+    enter_phase(volume, PHASE_ARMED)                    # what comes now waits until the phase is stable
+    journal_reset(journal, next_generation(journal.generation))
+    memset(journal.chunks, 0, journal.chunks_count * sizeof(ChunkState))
+    bitmap_clear(&volume.flushed, 0, volume.flushed.bits)
+    volume.evictor.cursor = 0
+    volume.evictor.active = False
+    volume.reads_from_backup = False
+    memset(journal.super.note, 0, NOTE_BYTES)
+    memcpy(journal.super.pit_id, command.data, 16)
+    memcpy(journal.super.note, <uint8_t*>command.data + 16, command.data_bytes - 16)
+    journal.super.pit_ns = <uint64_t>clock_realtime_ns()
+    journal.super.copy_flags = 0
+    command.results[0] = journal.super.pit_ns
+    reset_figures(volume)
+    store_phase(volume, PHASE_COPYING, command)
+
+
+cdef uint32_t next_generation(uint32_t generation) noexcept nogil:
+    """Another one than before, and not one that a near past had."""
+    cdef uint64_t now_ns = <uint64_t>clock_realtime_ns()
+    cdef uint32_t fresh = <uint32_t>(now_ns ^ (now_ns >> 32)) * <uint32_t>2654435761
+    return fresh if fresh != generation and fresh != 0 else generation + 1
+
+
+cdef void reset_figures(Volume* volume) noexcept nogil:
+    volume.stats.flushed_bytes = 0
+    volume.stats.flushed_runs = 0
+    volume.stats.rounds = 0
+    volume.stats.round_bytes = 0
+    volume.stats.evicted_bytes = 0
+    volume.stats.copied_bytes = 0
+    volume.stats.copy_bytes = volume.device.blocks * volume.device.block_bytes
+
+
+cdef void run_catch_up(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    if phase_busy(volume, command):
+        return
+    if volume.phase != PHASE_COPYING:
+        command_done(command, OK if volume.phase == PHASE_CATCHING_UP else E_INVALID)
+        return
+    if not volume.journal.super.copy_flags & COPY_COMPLETE:
+        volume.journal.super.copy_flags |= COPY_ABANDONED
+    volume.reads_from_backup = (command.args[0] and volume.backup != NULL
+                                and volume.backup.flags & STORE_RANDOM_READ
+                                and volume.journal.super.copy_flags & COPY_COMPLETE)
+    store_phase(volume, PHASE_CATCHING_UP, command)
+
+
+cdef void run_round(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    cdef int status = E_INVALID
+    if volume.phase == PHASE_CATCHING_UP or volume.phase == PHASE_HOLDING:
+        status = catchup_round(volume, command)
+    if status < 0:
+        command_done(command, status)
+
+
+cdef void run_hold(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    if volume.phase != PHASE_CATCHING_UP or volume.phase_command != NULL:
+        command_done(command, OK if volume.phase == PHASE_HOLDING else E_INVALID)
+        return
+    enter_phase(volume, PHASE_HOLDING)
+    command_done(command, OK)
+
+
+cdef void run_unhold(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    if volume.phase != PHASE_HOLDING or volume.phase_command != NULL:
+        command_done(command, OK if volume.phase == PHASE_CATCHING_UP else E_INVALID)
+        return
+    enter_phase(volume, PHASE_CATCHING_UP)
+    overlay_resume_held(volume)
+    command_done(command, OK)
+
+
+cdef void run_drain(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    if volume.open_requests == 0:
+        command_done(command, OK)
+    elif volume.drain_command != NULL:
+        command_done(command, E_BUSY)
+    else:
+        volume.drain_command = command
+
+
+cdef void run_release(Command* command) noexcept nogil:
+    """The host is home: the overlay must be empty; what waited is sent to main by the host itself."""
+    cdef Volume* volume = <Volume*>command.owner
+    if phase_busy(volume, command):
+        return
+    if volume.phase != PHASE_HOLDING:
+        command_done(command, OK if volume.phase == PHASE_PASS else E_INVALID)
+        return
+    if volume.open_requests > 0 or volume.round.running or snapshot_dirty_blocks(&volume.snapshot) > 0 \
+            or volume.unreflected.count > 0:
+        command_done(command, E_BUSY)
+        return
+    journal_reset(volume.journal, next_generation(volume.journal.generation))
+    volume.reads_from_backup = False
+    store_phase(volume, PHASE_PASS, command)
+
+
+cdef void run_recover(Command* command) noexcept nogil:
+    """After a stop in disorder: the overlay from the journal, and the phase in which it was."""
+    cdef Volume* volume = <Volume*>command.owner
+    cdef RecoveryReport report
+    cdef int status
+    cdef int phase
+    if phase_busy(volume, command):
+        return
+    if volume.phase != PHASE_PASS or volume.open_requests > 0:
+        command_done(command, E_INVALID)
+        return
+    memset(&report, 0, sizeof(report))
+    status = recovery_run(volume.journal, &volume.snapshot, command.args[0] != 0, &report)
+    phase = <int>volume.journal.super.phase
+    phase = PHASE_CATCHING_UP if phase == PHASE_HOLDING else phase
+    command.results[0] = report.entries_live
+    command.results[1] = report.entries_flushed
+    command.results[2] = report.entries_torn
+    command.results[3] = report.entries_corrupt
+    command.results[4] = report.bytes_live
+    command.results[5] = <uint64_t>phase
+    command.results[6] = report.corrupt_seq
+    command.results[7] = report.corrupt_lba
+    if status >= 0 and (phase == PHASE_COPYING or phase == PHASE_CATCHING_UP):
+        volume.stats.copy_bytes = volume.device.blocks * volume.device.block_bytes
+        enter_phase(volume, phase)
+    command_done(command, status)
+
+
+# --- the copy ----------------------------------------------------------------------------------------------------------
+
+cdef void copy_held(void* owner, uint64_t chunk_first, uint32_t chunks) noexcept nogil:
+    cdef Volume* volume = <Volume*>owner
+    volume.stats.copied_bytes = volume.copier.copied_bytes
+    if volume.evictor.active:
+        evictor_kick(volume)
+
+
+cdef void copy_ended(void* owner, int status, uint64_t failing_offset_bytes) noexcept nogil:
+    cdef Volume* volume = <Volume*>owner
+    cdef Command* event = event_new(volume.device.loop, EVENT_COPY_DONE, volume.device.id)
+    if status == OK:
+        volume.journal.super.copy_flags |= COPY_COMPLETE
+        journal_super_write(volume.journal)
+    if event != NULL:
+        event.status = status
+        event.results[0] = volume.copier.copied_bytes
+        event.results[1] = failing_offset_bytes
+        event_post(volume.device.loop, event)
+
+
+cdef void run_copy_start(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    cdef int status
+    if volume.phase != PHASE_COPYING or (volume.copier_made and volume.copier.running):
+        command_done(command, E_INVALID)
+        return
+    if volume.copier_made:
+        if volume.copier.busy > 0 or not evictor_idle(volume):
+            command_done(command, E_BUSY)
+            return
+        copier_free(&volume.copier)
+        volume.copier_made = False
+    volume.backup = <Store*>command.args[0]
+    status = copier_init(&volume.copier, volume.device.loop, volume.main, volume.backup,
+                         volume.device.blocks * volume.device.block_bytes, volume.journal.chunks,
+                         <uint32_t>command.args[1])
+    if status == OK:
+        volume.copier_made = True
+        volume.copier.rate_bytes_s = command.args[2]
+        volume.copier.on_held = copy_held
+        volume.copier.on_end = copy_ended
+        volume.copier.owner = volume
+        volume.stats.copied_bytes = volume.copier.copied_bytes
+        copier_start(&volume.copier)
+    command_done(command, status)
+
+
+cdef void run_copy_stop(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    if volume.copier_made:
+        copier_stop(&volume.copier, E_ABORTED)
+    command_done(command, OK)
+
+
+cdef void run_throttle(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    volume.throttle_bytes_s = command.args[0]
+    command_done(command, OK)
+
+
+cdef void run_resize(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    if volume.phase != PHASE_PASS:
+        command_done(command, E_INVALID)
+        return
+    volume.device.blocks = command.args[0]
+    command_done(command, OK)
+
+
+cdef void run_forget_sink(Command* command) noexcept nogil:
+    """The backup is closed by its owner: nothing here may use it any more. E_BUSY while something does."""
+    cdef Volume* volume = <Volume*>command.owner
+    volume.reads_from_backup = False
+    if volume.backup_reads != NULL or (volume.copier_made and (volume.copier.running or volume.copier.busy > 0)):
+        command_done(command, E_BUSY)
+        return
+    volume.backup = NULL
+    command_done(command, OK)
+
+
+cdef void run_close(Command* command) noexcept nogil:
+    cdef Volume* volume = <Volume*>command.owner
+    if volume.open_requests > 0 or volume.round.running or volume.phase_command != NULL \
+            or (volume.copier_made and volume.copier.busy > 0):
+        command_done(command, E_BUSY)
+        return
+    overlay_abort_held(volume)
+    volume.closed = True
+    loop_timer_stop(volume.device.loop, &volume.tick)
+    loop_timer_stop(volume.device.loop, &volume.room_timer)
+    loop_timer_stop(volume.device.loop, &volume.throttle_timer)
+    command_done(command, OK)
+
+
+cdef object ask(VolumeHandle handle, command_fn run, uint64_t a0=0, uint64_t a1=0, uint64_t a2=0):
+    return handle.reactor.call(run, handle.volume, a0, a1, a2, 0, NULL, 0)
+
+
+cdef class VolumeHandle(DeviceHandle):
+    """A volume under detour: the device that the host meets. Every call answers a ticket; wrong order is E_INVALID."""
+
+    def __cinit__(self):
+        self.volume = NULL
+
+    def __init__(self, Reactor reactor not None, uint64_t volume_id, StoreHandle main not None,
+                 JournalHandle journal=None, bint sync_always=False):
+        cdef Volume* volume = <Volume*>calloc(1, sizeof(Volume))
+        cdef Journal* ring = NULL
+        if volume == NULL:
+            raise MemoryError()
+        if journal is not None:
+            ring = journal.journal
+        volume.device.ops = &VOLUME_OPS
+        volume.device.id = volume_id
+        volume.sync_always = sync_always
+        self.volume = volume
+        self.device = &volume.device
+        self.reactor = reactor
+        self.main = main
+        self.journal = journal
+        self.id = volume_id
+        if overlay_init(volume, reactor.loop, main.store, ring) < 0:
+            raise MemoryError()
+        catchup_init(volume)
+        evictor_init(volume)
+
+    def __dealloc__(self):
+        # The loop thread may still use an open volume: then its memory stays until the process ends.
+        if self.volume != NULL and (self.volume.closed or self.reactor is None or not self.reactor.running):
+            if self.volume.copier_made and self.volume.copier.busy == 0:
+                copier_free(&self.volume.copier)
+            overlay_free(self.volume)
+            free(self.volume)
+
+    def set_phase(self, int phase):
+        """PASS <-> ARMED."""
+        return ask(self, run_set_phase, <uint64_t>phase)
+
+    def recover(self, bint check_data=False):
+        """Results: live, flushed, torn, corrupt entries, live bytes, phase, first corrupt sequence and LBA."""
+        return ask(self, run_recover, check_data)
+
+    def freeze(self, bytes pit_id not None, bytes note=b""):
+        """PASS or ARMED -> COPYING. `pit_id`: 16 bytes; `note`: at most 2048. Result: wall clock of the PIT, ns."""
+        if len(pit_id) != 16 or len(note) > NOTE_BYTES:
+            raise ValueError("pit_id has 16 bytes, note at most 2048")
+        data = pit_id + note
+        return self.reactor.call(run_freeze, self.volume, 0, 0, 0, 0, <const uint8_t*>(<const char*>data), len(data))
+
+    def copy_start(self, StoreHandle sink not None, uint32_t window=8, uint64_t rate_bytes_s=0):
+        """Begins, or after a restart goes on with, the copy. EVENT_COPY_DONE follows: bytes, failing offset."""
+        self.sink = sink
+        return ask(self, run_copy_start, <uint64_t>sink.store, window, rate_bytes_s)
+
+    def copy_stop(self):
+        """Gives the copy up; EVENT_COPY_DONE with E_ABORTED when nothing is in flight any more."""
+        return ask(self, run_copy_stop)
+
+    def catch_up(self, bint reads_from_backup=False):
+        """COPYING -> CATCHING_UP."""
+        return ask(self, run_catch_up, reads_from_backup)
+
+    def round(self):
+        """One catch-up round (S501-S505). Results: bytes, runs, ns. E_BUSY while one runs."""
+        return ask(self, run_round)
+
+    def hold(self):
+        """CATCHING_UP -> HOLDING: commands that are not begun wait."""
+        return ask(self, run_hold)
+
+    def unhold(self):
+        """HOLDING -> CATCHING_UP: the cutover is given up, what waited goes on."""
+        return ask(self, run_unhold)
+
+    def drain(self):
+        """Done when no request that was begun is open."""
+        return ask(self, run_drain)
+
+    def throttle(self, uint64_t write_bytes_s):
+        """Bound on the host's write rate; 0: none."""
+        return ask(self, run_throttle, write_bytes_s)
+
+    def release(self):
+        """HOLDING -> PASS, with an empty overlay. E_BUSY while anything is open or dirty."""
+        return ask(self, run_release)
+
+    def forget_sink(self):
+        """Lets go of the backup store, so that it may be closed. E_BUSY while the copy or a read uses it."""
+        return ask(self, run_forget_sink)
+
+    def resize(self, uint64_t blocks):
+        """Main has another capacity now. Only in PASS."""
+        return ask(self, run_resize, blocks)
+
+    def close(self):
+        """Done when nothing is in flight; the handle must not be used by a target any more."""
+        self.closed = True
+        return ask(self, run_close)
+
+    def checksums(self):
+        """CRC32C of each 256 KiB chunk of the PIT, uint32 little-endian; right once the copy is complete."""
+        cdef uint64_t index
+        cdef Journal* ring = self.volume.journal
+        if ring == NULL:
+            return b""
+        out = bytearray(4 * ring.chunks_count)
+        cdef uint8_t[::1] view = out
+        for index in range(ring.chunks_count):
+            (<uint32_t*>&view[4 * index])[0] = ring.chunks[index].crc
+        return bytes(out)
+
+    @property
+    def phase(self):
+        """0 pass, 1 armed, 2 copying, 3 catching up, 4 holding."""
+        return self.volume.phase
+
+    @property
+    def copy_is_complete(self):
+        """The backup holds the whole PIT (kept over a restart)."""
+        return self.volume.journal != NULL and bool(self.volume.journal.super.copy_flags & COPY_COMPLETE)
+
+    @property
+    def stats(self):
+        """Read-only uint64 view: the counters of STATS_NAMES, then two histograms (read, write), see stats.pxd."""
+        return stats_view(self, &self.volume.stats, sizeof(self.volume.stats) // 8)
+
+    @staticmethod
+    def stats_names():
+        return STATS_NAMES
+
+    @staticmethod
+    def histogram_offsets():
+        """Where the histograms begin in `stats`: count, sum, max, then STATS_BUCKETS buckets each."""
+        return {"read": len(STATS_NAMES), "write": len(STATS_NAMES) + 3 + STATS_BUCKETS}

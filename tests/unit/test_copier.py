@@ -1,0 +1,128 @@
+"""The copy from store to store: window, checksums, errors, rate."""
+import pytest
+
+from detour.core.copier import CopierHandle
+from detour.core.crc32c import crc32c
+from detour.core.fault_store import FaultStoreHandle
+from detour.core.reactor import Reactor
+
+CHUNK = 262144
+COPY_DONE = 5
+E_IO, E_ABORTED = -2, -8
+
+
+class Copy:
+    def __init__(self, size, sink_size=None, **options):
+        self.reactor = Reactor(buffer_bytes=32 << 20)
+        self.source = FaultStoreHandle(self.reactor, size)
+        self.sink = FaultStoreHandle(self.reactor, sink_size or size)
+        self.content = bytes((index * 7 + index // 4096) & 0xFF for index in range(4096)) * (size // 4096)
+        self.content += bytes(size - len(self.content))
+        self.source.image[:] = self.content
+        self.copier = CopierHandle(self.reactor, 3, self.source, self.sink, size, **options)
+        self.end = None
+
+    def turn(self):
+        self.reactor.turn(0)
+        for kind, ticket, status, results, _ in self.reactor.drain():
+            if kind == COPY_DONE:
+                assert ticket == 3
+                self.end = (status, results)
+
+    def run(self, turns=500):
+        self.copier.start()
+        for _ in range(turns):
+            self.turn()
+            if self.end:
+                break
+            self.source.complete_all()
+            self.sink.complete_all()
+        self.turn()
+        return self.end
+
+
+@pytest.mark.parametrize("size", [512, CHUNK, CHUNK + 512, 9 * CHUNK - 1024])
+def test_copies_all_with_checksums(size):
+    copy = Copy(size)
+    status, results = copy.run()
+    assert status == 0 and results[0] == size
+    assert bytes(copy.sink.image) == copy.content
+    assert copy.sink.stable == copy.content                     # the sink was flushed at the end
+    sums = copy.copier.checksums()
+    for chunk in range(-(-size // CHUNK)):
+        expected = crc32c(copy.content[chunk * CHUNK:(chunk + 1) * CHUNK])
+        assert int.from_bytes(sums[4 * chunk:4 * chunk + 4], "little") == expected
+    assert copy.copier.progress() == {"copied_bytes": size, "total_bytes": size, "running": False, "status": 0}
+    assert copy.reactor.buffers_taken_bytes == 0
+
+
+def test_window_bounds_what_is_in_flight():
+    copy = Copy(32 * CHUNK, window=2)
+    copy.copier.start()
+    copy.turn()
+    assert len(copy.source.pending()) == 2
+
+
+def test_out_of_order():
+    copy = Copy(16 * CHUNK, window=4)
+    copy.copier.start()
+    for _ in range(200):
+        copy.turn()
+        for store in (copy.source, copy.sink):
+            if store.pending():
+                store.complete(len(store.pending()) - 1)
+        if copy.end:
+            break
+    assert copy.end[0] == 0 and bytes(copy.sink.image) == copy.content
+
+
+@pytest.mark.parametrize("side", ["source", "sink"])
+def test_an_error_ends_it_and_names_the_place(side):
+    copy = Copy(12 * CHUNK)
+    getattr(copy, side).fail_next(0 if side == "source" else 1, 5 * CHUNK, CHUNK)
+    status, results = copy.run()
+    assert status == E_IO
+    assert results[1] == 4 * CHUNK                              # reads span four chunks
+    assert copy.reactor.buffers_taken_bytes == 0
+
+
+def test_a_failing_flush_is_no_success():
+    copy = Copy(CHUNK)
+    copy.sink.fail_next(2)
+    assert copy.run()[0] == E_IO
+
+
+def test_stop_waits_for_what_is_in_flight():
+    copy = Copy(32 * CHUNK, window=3)
+    copy.copier.start()
+    copy.turn()
+    copy.copier.stop()
+    copy.turn()
+    assert copy.end is None
+    copy.source.complete_all()
+    copy.turn()
+    copy.turn()
+    assert copy.end[0] == E_ABORTED
+    assert copy.reactor.buffers_taken_bytes == 0
+
+
+def test_the_rate_is_a_bound():
+    copy = Copy(16 * CHUNK, rate_bytes_s=4 * CHUNK)
+    now = 10**12
+    copy.reactor.set_clock(now)
+    copy.copier.start()
+    seconds = 0.0
+    while copy.end is None and seconds < 60:
+        copy.turn()
+        copy.source.complete_all()
+        copy.turn()
+        copy.sink.complete_all()
+        seconds += 0.05
+        copy.reactor.set_clock(now + int(seconds * 1e9))
+    assert copy.end[0] == 0
+    assert 2.9 <= seconds <= 6                                  # 4 MiB at 1 MiB/s, less the first burst
+
+
+def test_too_small_a_sink_is_refused():
+    with pytest.raises(ValueError, match="at least"):
+        Copy(4 * CHUNK, sink_size=2 * CHUNK)
