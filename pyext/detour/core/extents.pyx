@@ -7,7 +7,8 @@
 #       neighbour when both then leave room for more.
 # Nodes that a change may need are set aside before it begins, so that it is done whole or not at all: one split a level
 #       for each of at most two additions.
-# Cost: a node is searched by halves, 62 entries wide: 10 million extents are 4 or 5 levels. Overwriting an extent exactly
+# Cost: a node is searched by halves, 62 entries wide, its cache lines fetched at once: 10 million extents are 5 levels and
+#       about half a microsecond where nothing is in the cache. Overwriting an extent exactly
 #       changes its slot in place. Sequential insertion packs leaves full; memory is 16 bytes an extent, times 1.0 to 1.6.
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset
@@ -15,6 +16,9 @@ from libc.string cimport memcpy, memmove, memset
 from detour.core.debug cimport invariant, likely, unlikely
 from detour.core.types cimport *
 
+
+cdef extern from * nogil:
+    void prefetch "__builtin_prefetch"(const void* at) noexcept
 
 cdef extern from "stdlib.h" nogil:
     void* aligned_alloc(size_t alignment, size_t size) noexcept
@@ -25,6 +29,9 @@ cdef enum:
     ENTRIES_SPARSE = 15         # below, a neighbour to join with is looked for
     ENTRIES_JOINED = 46         # as many at most after joining, so that the next addition does not split again
     HEIGHT_MAX = 16
+    CACHE_LINE_BYTES = 64
+    LEAF_LINES = 16             # all of the node
+    INNER_LINES = 9             # head and keys
     ARENA_BYTES = 262144
     ARENA_NODES = 255           # the first slot holds the arena's head
 
@@ -155,6 +162,15 @@ cdef void extents_clear(Extents* tree) noexcept nogil:
 
 # ---- search ----
 
+# Asks for the cache lines of a node's keys at once, so that the search by halves waits for memory once, not at each step.
+cdef inline void _prefetch(const Node* node, bint leaf) noexcept nogil:
+    cdef const uint8_t* at = <const uint8_t*> node
+    cdef int line
+    for line in range(LEAF_LINES if leaf else INNER_LINES):
+        prefetch(at + line * CACHE_LINE_BYTES)
+
+
+
 # How many entries of a leaf begin at or before `lba`. Halving without a branch that could be guessed wrong.
 cdef inline uint64_t _leaf_upper(const Node* leaf, lba_t lba) noexcept nogil:
     cdef const Extent* base = &leaf.body.extents[0]
@@ -202,6 +218,7 @@ cdef Node* _descend(const Extents* tree, lba_t lba, Path* path) noexcept nogil:
         path.nodes[level] = node
         path.index[level] = index
         node = node.body.branches.children[index]
+        _prefetch(node, level + 2 == tree.height)
     path.nodes[tree.height - 1] = node
     return node
 
@@ -211,6 +228,7 @@ cdef bint extents_find(const Extents* tree, lba_t lba, ExtentCursor* cursor, Ext
     cdef int level
     for level in range(tree.height - 1):
         node = node.body.branches.children[_child_index(node, lba)]
+        _prefetch(node, level + 2 == tree.height)
     cursor.tree = tree
     cursor.leaf = node
     cursor.index = <int> _first_behind(node, lba) - 1
