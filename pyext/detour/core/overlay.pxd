@@ -8,7 +8,7 @@ from detour.core.bitmap cimport Bitmap
 from detour.core.copier cimport Copier
 from detour.core.device cimport Device, Request
 from detour.core.format cimport ChunkState
-from detour.core.journal cimport Journal
+from detour.core.journal cimport CommitWaiter, Journal
 from detour.core.pool cimport Slab, PoolWaiter
 from detour.core.ranges cimport Range, RangeWaiter, Ranges
 from detour.core.reactor cimport Loop, Deferred, Timer, Command
@@ -176,7 +176,7 @@ cdef struct Volume:
     ns_t throttle_free_ns       # when the throttled host may write again
     Command* drain_command
     Command* phase_command      # freeze or release, waits for the superblock to be stable
-    Io super_io
+    CommitWaiter phase_waiter
     int phase_next
     uint32_t level              # of the journal, as told last
     VolumeStats stats

@@ -93,6 +93,8 @@ cdef int overlay_init(Volume* volume, Loop* loop, Store* main, Journal* journal)
     if bitmap_init(&volume.flushed, chunks) < 0:
         return E_NOMEM
     if journal != NULL:
+        journal.on_room = room_run
+        journal.room_owner = volume
         return snapshot_init(&volume.snapshot, journal)
     return OK
 
@@ -102,6 +104,8 @@ cdef void overlay_free(Volume* volume) noexcept nogil:
     loop_timer_stop(volume.device.loop, &volume.tick)
     loop_timer_stop(volume.device.loop, &volume.room_timer)
     loop_timer_stop(volume.device.loop, &volume.throttle_timer)
+    if volume.journal != NULL:
+        volume.journal.on_room = NULL
     slab_free(&volume.base_read_slab)
     slab_free(&volume.scsi_slab)
     bitmap_free(&volume.flushed)

@@ -2,6 +2,7 @@
 #
 # Invariants: the phase changes in enter_phase alone, along EDGES; a phase that must survive a stop (COPYING, CATCHING_UP,
 # PASS) counts only after the journal's superblock with it is stable. Commands from Python run on the loop thread.
+cimport cython
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -11,9 +12,9 @@ from detour.core.clock cimport clock_realtime_ns
 from detour.core.copier cimport copier_free, copier_init, copier_start, copier_stop
 from detour.core.device cimport Device, DeviceOps, REQUEST_COMMAND, Request
 from detour.core.evictor cimport evictor_idle, evictor_init, evictor_kick
-from detour.core.format cimport ChunkState
 from detour.core.forward cimport forward_submit
-from detour.core.journal cimport Journal, JournalHandle, journal_reset, journal_super_write
+from detour.core.journal cimport (Journal, JournalHandle, commit_done_fn, journal_reset, journal_super_write,
+                                  journal_sync)
 from detour.core.overlay cimport (PHASE_ARMED, PHASE_CATCHING_UP, PHASE_COPYING, PHASE_HOLDING, PHASE_PASS,
                                   overlay_abort, overlay_abort_held, overlay_begin_write, overlay_free, overlay_init,
                                   overlay_is_on, overlay_release, overlay_resume_held, overlay_submit, overlay_tick)
@@ -23,7 +24,7 @@ from detour.core.reactor cimport (Command, EVENT_COPY_DONE, Reactor, command_don
 from detour.core.recovery cimport RecoveryReport, recovery_run
 from detour.core.snapshot cimport snapshot_dirty_blocks
 from detour.core.stats cimport STATS_BUCKETS, stats_view
-from detour.core.store cimport Io, STORE_FLUSH, STORE_RANDOM_READ, Store, StoreHandle, store_submit
+from detour.core.store cimport STORE_RANDOM_READ, Store, StoreHandle
 from detour.core.types cimport *
 
 PASS, ARMED, COPYING, CATCHING_UP, HOLDING = range(5)
@@ -84,25 +85,28 @@ cdef void store_phase(Volume* volume, int phase, Command* command) noexcept nogi
     volume.journal.super.clean = 1 if phase == PHASE_PASS else 0
     journal_super_write(volume.journal)
     volume.phase_next = phase
+    sync_then(volume, command, phase_stored)
+
+
+cdef void sync_then(Volume* volume, Command* command, commit_done_fn then) noexcept nogil:
+    """Goes on with `then` when all that is in the journal's mapping now is stable."""
     volume.phase_command = command
-    memset(&volume.super_io, 0, sizeof(Io))
-    volume.super_io.op = STORE_FLUSH
-    volume.super_io.owner = volume
-    volume.super_io.done = phase_stored
-    store_submit(volume.journal.media, &volume.super_io)
+    volume.phase_waiter.done = then
+    volume.phase_waiter.owner = volume
+    journal_sync(volume.journal, &volume.phase_waiter)
 
 
-cdef void phase_stored(Io* io) noexcept nogil:
-    cdef Volume* volume = <Volume*>io.owner
+cdef void phase_stored(void* owner, int status) noexcept nogil:
+    cdef Volume* volume = <Volume*>owner
     cdef Command* command = volume.phase_command
     volume.phase_command = NULL
-    if io.status >= 0:
+    if status >= 0:
         enter_phase(volume, volume.phase_next)
         if volume.phase == PHASE_PASS:
             overlay_abort_held(volume)
         elif volume.phase != PHASE_HOLDING:
             overlay_resume_held(volume)
-    command_done(command, io.status if io.status < 0 else OK)
+    command_done(command, status)
 
 
 cdef bint phase_busy(Volume* volume, Command* command) noexcept nogil:
@@ -148,7 +152,6 @@ cdef void run_freeze(Command* command) noexcept nogil:
         return
     enter_phase(volume, PHASE_ARMED)                    # what comes now waits until the phase is stable
     journal_reset(journal, next_generation(journal.generation))
-    memset(journal.chunks, 0, journal.chunks_count * sizeof(ChunkState))
     bitmap_clear(&volume.flushed, 0, volume.flushed.bits)
     volume.evictor.cursor = 0
     volume.evictor.active = False
@@ -160,7 +163,16 @@ cdef void run_freeze(Command* command) noexcept nogil:
     journal.super.copy_flags = 0
     command.results[0] = journal.super.pit_ns
     reset_figures(volume)
-    store_phase(volume, PHASE_COPYING, command)
+    # The empty chunk table is stable before the phase in which it counts.
+    sync_then(volume, command, freeze_emptied)
+
+
+cdef void freeze_emptied(void* owner, int status) noexcept nogil:
+    cdef Volume* volume = <Volume*>owner
+    if status < 0:
+        phase_stored(owner, status)
+    else:
+        store_phase(volume, PHASE_COPYING, volume.phase_command)
 
 
 cdef uint32_t next_generation(uint32_t generation) noexcept nogil:
@@ -379,6 +391,8 @@ cdef object ask(VolumeHandle handle, command_fn run, uint64_t a0=0, uint64_t a1=
     return handle.reactor.call(run, handle.volume, a0, a1, a2, 0, NULL, 0)
 
 
+@cython.final
+@cython.no_gc_clear
 cdef class VolumeHandle(DeviceHandle):
     """A volume under detour: the device that the host meets. Every call answers a ticket; wrong order is E_INVALID."""
 
