@@ -85,9 +85,11 @@ cdef int superblock_check(const Superblock* block, uint64_t file_bytes) noexcept
         return E_CORRUPT
     if block.version != JOURNAL_VERSION:
         return E_UNSUPPORTED
-    if geometry_compute(file_bytes, block.block_bytes, block.volume_blocks, &expected) < 0:
+    if block.data_at > file_bytes or block.data_bytes > file_bytes - block.data_at:
         return E_RANGE
-    # Areas follow from the size alone; other ones mean that the file was cut, grown or written by something else.
+    # Areas follow from the size alone (a device may be larger); other ones were not written by this project.
+    if geometry_compute(block.data_at + block.data_bytes, block.block_bytes, block.volume_blocks, &expected) < 0:
+        return E_RANGE
     if block.chunks_at != expected.chunks_at or block.entries_at != expected.entries_at \
             or block.data_at != expected.data_at or block.entry_slots != expected.entry_slots \
             or block.data_bytes != expected.data_bytes:

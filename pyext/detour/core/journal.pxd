@@ -11,36 +11,48 @@
 #
 # Order: sequence numbers are given at the seal, so headers lie in sequence order (slot = seq % entry_slots) and the
 # replay order after a crash is the order in which reads saw the writes. Data places are given at the reserve.
-# Room is reused only after the state that makes it free (ENTRY_FLUSHED, tail_seq) is as stable as the caller asked:
-# see journal_reclaim.
+# Room is reused only after the state that makes it free (ENTRY_FLUSHED, tail_seq) is stable: see journal_reclaim.
 #
 # Fault model: kill -9 loses nothing that was written to the mapping; a power cut may lose or tear anything since the last
 # completed commit, which the header's and data's checksums show.
 from detour.core.types cimport *
 from detour.core.format cimport EntryHeader, Superblock, ChunkState
-from detour.core.reactor cimport Loop, Deferred, Reactor
+from detour.core.mapping cimport Mapping
+from detour.core.reactor cimport Command, Loop, Deferred, Reactor
 from detour.core.store cimport Store, Io, StoreHandle
 from detour.core.bitmap cimport Bitmap
 
 cdef struct Reservation:        # one contiguous piece of the data ring, at most ENTRY_BYTES_MAX; in ring order
     uint64_t place              # offset in the file, bytes
     uint32_t length_bytes       # as taken from the ring (multiple of SECTOR_BYTES)
-    uint32_t live_blocks        # blocks that the index points to, once sealed
-    uint16_t pins               # sends and flushes that read the place now
+    uint32_t pins               # sends and flushes that read the place now
+    uint32_t slot               # header slot, once sealed and as long as the header is in the table; else JOURNAL_NONE
     uint8_t state               # ReservationState
-    uint8_t reserved
-    uint32_t slot               # header slot, once sealed
 
 cdef enum ReservationState:
     RESERVATION_FREE = 0
     RESERVATION_OPEN = 1        # being received
     RESERVATION_SEALED = 2
-    RESERVATION_DEAD = 3        # aborted, or padding at the ring's end, or without live blocks
-    
+    RESERVATION_DEAD = 3        # aborted, or without live blocks and pins
+
+cdef enum:
+    JOURNAL_NONE = 0xFFFFFFFF   # no slot, no reservation
+
+cdef enum SlotMark:             # how an entry lost blocks
+    MARK_FLUSHED = 1            # to main
+    MARK_REPLACED = 2           # to a newer entry
+
+cdef enum ReclaimStep:
+    RECLAIM_IDLE = 0
+    RECLAIM_SETTLING = 1        # waits until all that replaced the dead entries is stable
+    RECLAIM_RETIRING = 2        # waits until the new tail and the marks are stable
+
 ctypedef void (*commit_done_fn)(void* owner, int status) noexcept nogil
+ctypedef void (*journal_room_fn)(void* owner) noexcept nogil
 
 cdef struct CommitWaiter:       # lives in its owner
     seq_t seq                   # stable up to here is what it waits for
+    uint64_t flush              # the journal's: number of the flush that a journal_sync waits for, else 0
     commit_done_fn done
     void* owner
     CommitWaiter* next
@@ -50,8 +62,11 @@ cdef struct Journal:
     Store* media                # takes the FLUSHes (fdatasync) of the mapped file
     uint8_t* map                # the whole file
     uint64_t map_bytes
-    Superblock* super_copies[2]
+    Superblock* super_copies[3] # SUPERBLOCK_COPIES
     Superblock super            # working copy; written by journal_super_write
+    int super_newest            # index of the copy written last
+    int super_stable            # index of the copy that a power cut leaves
+    int super_flushing          # copy that the running flush makes stable; -1: written over meanwhile, or no flush
     EntryHeader* entries
     ChunkState* chunks
     uint64_t chunks_count
@@ -63,7 +78,9 @@ cdef struct Journal:
     # header ring
     seq_t next_seq              # of the next seal
     seq_t tail_seq              # oldest header that is still needed
+    seq_t tail_stable_seq       # the same in the stable superblock: slots of headers below may be sealed anew
     seq_t stable_seq            # sealed up to here are stable
+    uint64_t open_entries       # headers promised to open reservations
     # data ring, in positions that only grow (position % data_bytes + data_at = place)
     uint64_t head_position
     uint64_t tail_position
@@ -72,8 +89,19 @@ cdef struct Journal:
     uint64_t reservation_slots
     uint64_t reservation_head
     uint64_t reservation_tail
-    uint32_t* slot_reservation  # header slot -> reservation number's index; only for live DATA entries
+    uint32_t* slot_reservation  # header slot -> reservation number's index, as long as both exist; else JOURNAL_NONE
     uint32_t* slot_live         # header slot -> live blocks
+    uint8_t* slot_marks         # header slot -> SlotMark bits
+    # reclaim: everything in front of the scan is dead; a piece of it at a time becomes room (see journal.pyx)
+    int reclaim_step            # ReclaimStep
+    seq_t scan_seq
+    uint64_t scan_reservation
+    seq_t reclaim_seq           # the new tail of the piece under way
+    uint64_t reclaim_reservation
+    seq_t settle_seq            # SETTLING ends when this is stable
+    uint64_t retire_flush       # RETIRING ends with this flush
+    journal_room_fn on_room     # room has come back; the volume sets both
+    void* room_owner
     # group commit
     CommitWaiter* commit_head
     CommitWaiter* commit_tail
@@ -81,6 +109,15 @@ cdef struct Journal:
     bint commit_running
     seq_t commit_seq            # what the running flush will make stable
     Deferred commit_work
+    void (*after_flush)(Journal* journal) noexcept nogil     # journal.pyx's: waiters, reclaim, close
+    uint64_t flushes_begun      # numbers of flushes: the running or last one
+    uint64_t flushes_done
+    bint flush_wanted           # a flush for room, without a waiter
+    bint room_short             # a reservation found no room: reclaim asks for its flushes at once
+    bint unrecovered            # opened after a stop in disorder: nothing is reserved before recovery_run or journal_reset
+    bint detached               # closed: the loop no longer uses this memory
+    Command* close_command
+    int lock_fd                 # the descriptor that holds the file's lock, -1: none
     int fault                   # Status of a failed flush: E_IO for ever after (nothing is acknowledged as stable)
     # figures
     uint64_t live_bytes         # data bytes of entries with live blocks
@@ -99,7 +136,10 @@ cdef int journal_seal(Journal* journal, uint64_t first, lba_t lba, blocks_t bloc
 # An entry that reads as zeros; takes no data room. E_FULL when the table is full.
 cdef int journal_seal_zero(Journal* journal, lba_t lba, blocks_t blocks, seq_t* seq) noexcept nogil
 cdef void journal_reflect(Journal* journal, seq_t seq) noexcept nogil
-cdef void journal_commit(Journal* journal, CommitWaiter* waiter) noexcept nogil      # done() when waiter.seq is stable
+# done() when waiter.seq is stable (at once is later in this turn; never from inside the call).
+cdef void journal_commit(Journal* journal, CommitWaiter* waiter) noexcept nogil
+# done() when all that is in the mapping now is stable: superblock, chunk table, entry states. waiter.seq is not used.
+cdef void journal_sync(Journal* journal, CommitWaiter* waiter) noexcept nogil
 cdef inline uint64_t journal_slot(const Journal* journal, seq_t seq) noexcept nogil:
     return seq % journal.entry_slots
 cdef inline EntryHeader* journal_header(const Journal* journal, uint64_t slot) noexcept nogil:
@@ -114,23 +154,43 @@ cdef void journal_unpin(Journal* journal, uint64_t slot) noexcept nogil
 # (flushed true). An entry without live blocks is marked ENTRY_FLUSHED when its last blocks went because of a flush,
 # or when everything that replaced it was flushed; its data room is free as soon as journal_reclaim passes it.
 cdef void journal_drop_live(Journal* journal, uint32_t slot, blocks_t blocks, bint flushed) noexcept nogil
-# Takes back room from the tails; answers bytes of data room won. With `stable` the new tail is first made stable by a
-# flush of the media, and the room comes when that has ended (asked for by rule 3: a power cut must not resurrect).
+# Takes back room from the tails; answers bytes of data room won by this call. What is dead becomes room only after one
+# or two flushes of the media (rule 3: a power cut must not resurrect it, nor miss what replaced it), so the answer is
+# often 0 although room is coming: journal_room_coming_bytes; on_room(room_owner) tells when it has come. A flush is
+# asked for here when room is short. journal_reserve calls it by itself.
 cdef uint64_t journal_reclaim(Journal* journal) noexcept nogil
+cdef uint64_t journal_room_coming_bytes(const Journal* journal) noexcept nogil
 cdef uint64_t journal_used_bytes(const Journal* journal) noexcept nogil      # larger of data room and table room, as data bytes
 cdef uint64_t journal_room_bytes(const Journal* journal) noexcept nogil      # what could be reserved now
-cdef void journal_super_write(Journal* journal) noexcept nogil   # phase, PIT, tail: into the older copy, with checksum
-# Forgets all entries (home, or a new detour): new generation, empty rings.
+# phase, PIT, tail: into the copy that is neither newest nor stable, with checksum. `clean` says that nothing is live.
+cdef void journal_super_write(Journal* journal) noexcept nogil
+# Forgets all entries (home, or a new detour) and clears the chunk table: new generation, rings empty after the next
+# flush. Nothing may be open or pinned. A caller that then writes a phase in which the chunk table counts does so after
+# a journal_sync, else a power cut could leave the new phase beside an old table.
 cdef void journal_reset(Journal* journal, uint32_t generation) noexcept nogil
 
-# What Python holds.
-#   JournalHandle.create(reactor, path, size_bytes, block_bytes, volume_blocks, note=b"") -> preallocated, mapped
-#   JournalHandle.open(reactor, path) -> reads the superblock; raises CorruptError, or UsageError naming the reason
-#   .entries() -> numpy structured array of the entry table (read-only view)    .superblock -> dict
-#   .set_note(bytes) · .close() · .path · .size_bytes · .used_bytes · .needs_recovery
+# For recovery: forgets what the rings hold, then takes reservations[0, count) (sealed, live, sorted by place) as theirs.
+cdef void journal_rings_begin(Journal* journal) noexcept nogil
+cdef void journal_rings_adopt(Journal* journal, uint64_t count, seq_t next_seq) noexcept nogil
+# Writes a header without a range into the slot of a lost entry, so that its absence is known from now on.
+cdef void journal_tombstone(Journal* journal, seq_t seq) noexcept nogil
+
+# What Python holds. `media=` takes the FLUSHes in place of a FileStore on the path (tests).
+#   JournalHandle.create(reactor, path, size_bytes, block_bytes, volume_blocks, note=b"", replace=False, media=None)
+#       -> preallocated, mapped; a path that holds an unfinished detour is refused unless `replace`
+#   JournalHandle.open(reactor, path, media=None) -> reads the superblock; raises CorruptError, or UsageError naming the reason
+#   JournalHandle.in_memory(reactor, size_bytes, block_bytes, volume_blocks, media, image=None, note=b"")
+#       -> in anonymous memory, for simulations; `image`: bytes of a journal to open
+#   .entries() -> numpy structured array of the entry table (read-only view)    .chunks() -> the chunk table
+#   .superblock -> dict    .set_note(bytes) -> ticket    .sync() -> ticket    .close() -> ticket
+#   .path .size_bytes .used_bytes .needs_recovery .stats -> dict
 cdef class JournalHandle:
     cdef Journal* journal
     cdef readonly Reactor reactor
     cdef readonly StoreHandle media
+    cdef readonly Mapping mapping
     cdef readonly object path
     cdef readonly bint closed
+    cdef bint media_own
+    cdef int attach(self, int newest) except -1
+    cdef Journal* usable(self) except NULL

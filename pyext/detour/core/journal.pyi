@@ -1,0 +1,54 @@
+from collections.abc import Buffer
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from detour.core.mapping import Mapping
+from detour.core.reactor import Reactor
+from detour.core.store import StoreHandle
+
+class JournalHandle:
+    reactor: Reactor
+    media: StoreHandle
+    mapping: Mapping
+    path: str | None
+    closed: bool
+    @staticmethod
+    def create(
+        reactor: Reactor,
+        path: str | PathLike[str],
+        size_bytes: int,
+        block_bytes: int,
+        volume_blocks: int,
+        note: bytes = b"",
+        replace: bool = False,
+        media: StoreHandle | None = None,
+    ) -> JournalHandle: ...
+    @staticmethod
+    def open(reactor: Reactor, path: str | PathLike[str], media: StoreHandle | None = None) -> JournalHandle: ...
+    @staticmethod
+    def in_memory(
+        reactor: Reactor,
+        size_bytes: int,
+        block_bytes: int,
+        volume_blocks: int,
+        media: StoreHandle,
+        image: Buffer | None = None,
+        note: bytes = b"",
+    ) -> JournalHandle: ...
+    @property
+    def superblock(self) -> dict[str, Any]: ...
+    @property
+    def stats(self) -> dict[str, int]: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def used_bytes(self) -> int: ...
+    @property
+    def needs_recovery(self) -> bool: ...
+    def entries(self) -> np.ndarray[Any, np.dtype[Any]]: ...
+    def chunks(self) -> np.ndarray[Any, np.dtype[Any]]: ...
+    def set_note(self, note: bytes) -> int: ...
+    def sync(self) -> int: ...
+    def close(self) -> int: ...

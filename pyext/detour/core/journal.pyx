@@ -1,0 +1,662 @@
+# The journal: rings of data and of entry headers in a mapped file.
+#
+# Owns the mapping, the reservations and the live counts of entries. One loop thread uses it; nothing locks.
+#
+# Invariants
+#   - Sequence numbers have no gaps: header of seq s lies in slot s % entry_slots. The table always holds a whole window
+#     [tail_stable_seq, next_seq), so for any two entries the newer one's header is there as long as the older one's is.
+#   - For each block the newest entry of the window that covers it decides. LIVE: the journal has the content. FLUSHED, or
+#     no entry: main has it. An entry is dead when the index points to none of its blocks.
+#   - A reservation is never written again before what makes it free is stable.
+#
+# Why a replay of the window in sequence order is right after kill -9 (the mapping keeps every store, in order)
+#   - Entry E is partly on main, partly live: its header stays LIVE, and the replay takes all of it. The blocks that were
+#     flushed come back into the index with E's content. If nothing newer covers them that is what main holds, and to
+#     flush it again changes nothing. If something newer covers them its header is in the window and decides. It cannot
+#     have left before E, because headers leave in sequence order. The same holds for a round that the crash cut short.
+#   - E died and at least one block went to main from it: without a mark the replay would bring that block back although
+#     E's room is written anew. So E is marked FLUSHED before its room is free. The mark takes E's whole range out, which is
+#     right for each block: main has E's content, or a newer entry of the window decides.
+#   - E died only by newer entries: they are in the window, so E may stay LIVE, and its data may be gone. Therefore the
+#     data of an entry only count when the rebuilt index still points to it.
+#
+# Why it is right after a power cut (any page may be older than the mapping was, down to the last completed flush)
+#   Reclaim has two steps, each ended by a flush that began after the step did:
+#   SETTLING   until all that was sealed when the entries were found dead is stable. Only then a mark or a tail may say
+#              "forget it": else the mark could survive and what replaced the entry be lost with it. (An entry that left
+#              the index by flushes alone is marked at once: main has it, stably.)
+#   RETIRING   until marks and tail are stable. Only then room and slots are written again: else the old header could
+#              survive beside the new owner's data, or a slot of a later round beside the header of an earlier one.
+#   The superblock's copies take turns so that neither crash loses the newest one that counts: see commit.pyx.
+#
+# Fault model: a sector of 512 bytes, and a header in it, is written whole or not at all, and writing a sector does not
+# harm its neighbours. A failed flush is final: what it should have made stable may be gone without a trace.
+#
+# Cost: a write is one CRC pass over its data and one over 52 bytes of header, stores into the mapping, O(1) bookkeeping
+# and no allocation. Reclaim visits each reservation and header once. 33 bytes of memory for each header slot.
+cimport cython
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from detour.core.atomic cimport store_release_u64
+from detour.core.clock cimport clock_realtime_ns
+from detour.core.crc32c cimport crc32c_update
+from detour.core.commit cimport commit_ask, commit_finish, commit_init, commit_wait, super_write
+from detour.core.debug cimport invariant, unlikely
+from detour.core.format cimport (CHUNK_BYTES, ENTRY_BYTES_MAX, ENTRY_DATA, ENTRY_FLUSHED, ENTRY_LIVE, ENTRY_ZERO,
+                                 FLAG_REFLECTED, FLAG_UNREFLECTED, SUPERBLOCK_BYTES, SUPERBLOCK_COPIES, header_sum)
+from detour.core.reactor cimport command_done, loop_undefer
+from detour.core.reclaim cimport position_of, reclaim_all, reclaim_coming_bytes, reclaim_run, reservation_at
+from detour.core.superblock cimport format_mapping, newest_copy
+
+import numpy as np
+
+from detour.core import mapping as mappings
+from detour.core.format import CHUNK_DTYPE, ENTRY_DTYPE, SUPERBLOCK_DTYPE, geometry
+from detour.core.superblock import refuse_unfinished
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset) noexcept
+    int munmap(void* address, size_t length) noexcept
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    void* MAP_FAILED
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd) noexcept
+
+cdef extern from "<sys/file.h>" nogil:
+    int flock(int fd, int operation) noexcept
+    int LOCK_UN
+
+cdef enum:
+    RESERVATION_SPARE = 1024        # reservations beyond one for each header: open, or dead behind a live one
+
+
+# --- room
+
+cdef inline bint table_fits(const Journal* journal, uint64_t entries) noexcept nogil:
+    return journal.next_seq - journal.tail_stable_seq + journal.open_entries + entries <= journal.entry_slots
+
+
+cdef bint ring_fits(const Journal* journal, uint64_t length_bytes, uint64_t count, uint64_t* start) noexcept nogil:
+    # `start` gets the position: the head, or behind the padding when the piece would cross the ring's end.
+    cdef uint64_t offset = journal.head_position % journal.data_bytes
+    start[0] = journal.head_position
+    if offset + length_bytes > journal.data_bytes:
+        start[0] += journal.data_bytes - offset
+    return journal.reservation_head - journal.reservation_tail + count <= journal.reservation_slots \
+        and start[0] + length_bytes - journal.tail_position <= journal.data_bytes
+
+
+cdef int journal_reserve(Journal* journal, uint64_t length_bytes, uint64_t* first, uint8_t** data) noexcept nogil:
+    cdef uint64_t length = (length_bytes + SECTOR_BYTES - 1) // SECTOR_BYTES * SECTOR_BYTES
+    cdef uint64_t count = (length + ENTRY_BYTES_MAX - 1) // ENTRY_BYTES_MAX
+    cdef uint64_t start = 0
+    if length_bytes == 0 or length > PART_BYTES_MAX or journal.unrecovered:
+        return E_INVALID
+    if journal_used_bytes(journal) * 2 > journal.data_bytes:
+        journal_reclaim(journal)        # early enough that the flushes it needs end before the room does
+    if unlikely(not table_fits(journal, count) or not ring_fits(journal, length, count, &start)):
+        want_room(journal)
+        return E_FULL
+    journal.room_short = False
+    first[0] = journal.reservation_head
+    data[0] = journal.map + journal.data_at + start % journal.data_bytes
+    place_reservations(journal, start, length)
+    return OK
+
+
+cdef void place_reservations(Journal* journal, uint64_t start, uint64_t length) noexcept nogil:
+    cdef Reservation* reservation
+    cdef uint64_t piece
+    if journal.reservation_head == journal.reservation_tail:
+        journal.tail_position = start
+    journal.head_position = start + length
+    while length > 0:
+        piece = min(length, <uint64_t>ENTRY_BYTES_MAX)
+        reservation = reservation_at(journal, journal.reservation_head)
+        reservation.place = journal.data_at + start % journal.data_bytes
+        reservation.length_bytes = <uint32_t>piece
+        reservation.pins = 0
+        reservation.slot = JOURNAL_NONE
+        reservation.state = RESERVATION_OPEN
+        journal.reservation_head += 1
+        journal.open_entries += 1
+        start += piece
+        length -= piece
+
+
+cdef void journal_abort(Journal* journal, uint64_t first, uint64_t length_bytes) noexcept nogil:
+    cdef uint64_t count = (length_bytes + ENTRY_BYTES_MAX - 1) // ENTRY_BYTES_MAX
+    cdef uint64_t i
+    for i in range(count):
+        invariant(reservation_at(journal, first + i).state == RESERVATION_OPEN, b"abort of a reservation in use")
+        reservation_at(journal, first + i).state = RESERVATION_DEAD
+        journal.open_entries -= 1
+
+
+cdef uint64_t table_bytes(const Journal* journal, uint64_t entries) noexcept nogil:
+    # Share of the table as bytes of the data ring.
+    return <uint64_t>(<double>entries / <double>journal.entry_slots * <double>journal.data_bytes)
+
+
+cdef uint64_t journal_used_bytes(const Journal* journal) noexcept nogil:
+    return max(journal.head_position - journal.tail_position,
+               table_bytes(journal, journal.next_seq - journal.tail_stable_seq + journal.open_entries))
+
+
+cdef uint64_t journal_room_bytes(const Journal* journal) noexcept nogil:
+    cdef uint64_t slots = journal.entry_slots - (journal.next_seq - journal.tail_stable_seq) - journal.open_entries
+    return min(journal.data_bytes - (journal.head_position - journal.tail_position), slots * ENTRY_BYTES_MAX)
+
+
+# --- entries
+
+cdef void write_header(Journal* journal, const EntryHeader* header) noexcept nogil:
+    # The first eight bytes, with the checksum, come last: until then the slot holds no valid header, whatever is written
+    # back or read meanwhile. State and flag, which the checksum does not cover, are those of the new entry by then.
+    cdef uint8_t* to = <uint8_t*>&journal.entries[header.seq % journal.entry_slots]
+    cdef uint64_t head
+    memcpy(&head, header, sizeof(head))
+    memcpy(to + sizeof(head), <const uint8_t*>header + sizeof(head), sizeof(EntryHeader) - sizeof(head))
+    store_release_u64(<uint64_t*>to, head)
+
+
+cdef void seal_entry(Journal* journal, EntryHeader* header) noexcept nogil:
+    # Completes the header (range, kind and data are set) with number, time and checksum, and puts it into the table.
+    cdef uint64_t slot = journal.next_seq % journal.entry_slots
+    header.generation = journal.generation
+    header.seq = journal.next_seq
+    header.received_ns = <uint64_t>(journal.loop.now_ns if journal.loop.clock_virtual else clock_realtime_ns())
+    header.flag = FLAG_UNREFLECTED
+    header.state = ENTRY_LIVE
+    header.header_crc = header_sum(header)
+    if unlikely(journal.super.clean):
+        journal.super.clean = 0
+        journal_super_write(journal)
+    write_header(journal, header)
+    journal.slot_live[slot] = header.blocks
+    journal.slot_marks[slot] = 0
+    journal.slot_reservation[slot] = JOURNAL_NONE
+    journal.next_seq += 1
+    journal.sealed_entries += 1
+    journal.sealed_bytes += header.data_bytes
+    journal.live_bytes += header.data_bytes
+
+
+cdef int journal_seal(Journal* journal, uint64_t first, lba_t lba, blocks_t blocks, seq_t* seq_first,
+                      seq_t* seq_last) noexcept nogil:
+    cdef uint64_t rest = <uint64_t>blocks * journal.block_bytes
+    cdef uint64_t number = first
+    cdef EntryHeader header
+    cdef Reservation* reservation
+    if blocks == 0 or lba >= journal.super.volume_blocks or blocks > journal.super.volume_blocks - lba:
+        return E_RANGE
+    while rest > 0:
+        reservation = reservation_at(journal, number)
+        if reservation.state != RESERVATION_OPEN or reservation.length_bytes != min(rest, <uint64_t>ENTRY_BYTES_MAX):
+            return E_INVALID
+        rest -= reservation.length_bytes
+        number += 1
+    memset(&header, 0, sizeof(header))
+    header.kind = ENTRY_DATA
+    seq_first[0] = journal.next_seq
+    while first < number:
+        reservation = reservation_at(journal, first)
+        header.lba = lba
+        header.blocks = reservation.length_bytes // journal.block_bytes
+        header.place = reservation.place
+        header.data_bytes = reservation.length_bytes
+        header.data_crc = crc32c_update(0, journal.map + reservation.place, reservation.length_bytes)
+        seal_entry(journal, &header)
+        reservation.slot = <uint32_t>(header.seq % journal.entry_slots)
+        reservation.state = RESERVATION_SEALED
+        journal.slot_reservation[reservation.slot] = <uint32_t>(first % journal.reservation_slots)
+        journal.open_entries -= 1
+        lba += header.blocks
+        first += 1
+    seq_last[0] = journal.next_seq - 1
+    return OK
+
+
+cdef int journal_seal_zero(Journal* journal, lba_t lba, blocks_t blocks, seq_t* seq) noexcept nogil:
+    cdef EntryHeader header
+    if blocks == 0 or lba >= journal.super.volume_blocks or blocks > journal.super.volume_blocks - lba:
+        return E_RANGE
+    if journal.unrecovered:
+        return E_INVALID
+    if not table_fits(journal, 1):
+        want_room(journal)
+        return E_FULL
+    memset(&header, 0, sizeof(header))
+    header.kind = ENTRY_ZERO
+    header.lba = lba
+    header.blocks = blocks
+    seq[0] = journal.next_seq
+    seal_entry(journal, &header)
+    return OK
+
+
+cdef void journal_tombstone(Journal* journal, seq_t seq) noexcept nogil:
+    cdef EntryHeader header
+    memset(&header, 0, sizeof(header))
+    header.generation = journal.generation
+    header.seq = seq
+    header.kind = ENTRY_ZERO
+    header.flag = FLAG_REFLECTED
+    header.state = ENTRY_FLUSHED
+    header.header_crc = header_sum(&header)
+    write_header(journal, &header)
+
+
+cdef void journal_reflect(Journal* journal, seq_t seq) noexcept nogil:
+    journal.entries[seq % journal.entry_slots].flag = FLAG_REFLECTED
+
+
+cdef int journal_verify(const Journal* journal, uint64_t slot) noexcept nogil:
+    cdef const EntryHeader* header = &journal.entries[slot]
+    if header.kind == ENTRY_ZERO:
+        return OK
+    if header.place < journal.data_at or header.data_bytes > journal.data_bytes \
+            or header.place - journal.data_at > journal.data_bytes - header.data_bytes:
+        return E_CORRUPT
+    return OK if crc32c_update(0, journal.map + header.place, header.data_bytes) == header.data_crc else E_CORRUPT
+
+
+cdef const uint8_t* journal_data(const Journal* journal, uint64_t slot, lba_t lba) noexcept nogil:
+    cdef const EntryHeader* header = &journal.entries[slot]
+    if header.kind == ENTRY_ZERO:
+        return NULL
+    invariant(lba >= header.lba and lba < header.lba + header.blocks, b"block is not of this entry")
+    return journal.map + header.place + (lba - header.lba) * journal.block_bytes
+
+
+cdef void journal_pin(Journal* journal, uint64_t slot) noexcept nogil:
+    if journal.slot_reservation[slot] != JOURNAL_NONE:
+        journal.reservations[journal.slot_reservation[slot]].pins += 1
+
+
+cdef void journal_unpin(Journal* journal, uint64_t slot) noexcept nogil:
+    cdef Reservation* reservation
+    if journal.slot_reservation[slot] == JOURNAL_NONE:
+        return
+    reservation = &journal.reservations[journal.slot_reservation[slot]]
+    invariant(reservation.pins > 0, b"unpin without pin")
+    reservation.pins -= 1
+    if reservation.pins == 0 and journal.slot_live[slot] == 0:
+        reservation.state = RESERVATION_DEAD
+
+
+cdef void journal_drop_live(Journal* journal, uint32_t slot, blocks_t blocks, bint flushed) noexcept nogil:
+    cdef Reservation* reservation
+    invariant(journal.slot_live[slot] >= blocks, b"more blocks dropped than live")
+    journal.slot_marks[slot] |= MARK_FLUSHED if flushed else MARK_REPLACED
+    journal.slot_live[slot] -= blocks
+    if journal.slot_live[slot] > 0:
+        return
+    journal.live_bytes -= journal.entries[slot].data_bytes
+    if journal.slot_marks[slot] == MARK_FLUSHED:
+        journal.entries[slot].state = ENTRY_FLUSHED     # main has all of it, stably: no need to wait for anything
+    if journal.slot_reservation[slot] != JOURNAL_NONE:
+        reservation = &journal.reservations[journal.slot_reservation[slot]]
+        if reservation.pins == 0:
+            reservation.state = RESERVATION_DEAD
+
+
+# --- reclaim and commit
+
+cdef uint64_t journal_reclaim(Journal* journal) noexcept nogil:
+    cdef uint64_t won = reclaim_run(journal)
+    if journal.room_short or journal_used_bytes(journal) * 2 > journal.data_bytes:
+        ask_room(journal)
+    return won
+
+
+cdef uint64_t journal_room_coming_bytes(const Journal* journal) noexcept nogil:
+    return reclaim_coming_bytes(journal)
+
+
+cdef void ask_room(Journal* journal) noexcept nogil:
+    # A flush for the piece of reclaim under way, whether or not somebody waits for stability.
+    if journal.reclaim_step != RECLAIM_IDLE:
+        commit_ask(journal)
+
+
+cdef void want_room(Journal* journal) noexcept nogil:
+    journal.room_short = True
+    journal_reclaim(journal)
+
+
+cdef void journal_commit(Journal* journal, CommitWaiter* waiter) noexcept nogil:
+    invariant(waiter.seq < journal.next_seq, b"commit of an entry that is not sealed")
+    waiter.flush = 0
+    commit_wait(journal, waiter)
+
+
+cdef void journal_sync(Journal* journal, CommitWaiter* waiter) noexcept nogil:
+    waiter.seq = 0
+    waiter.flush = journal.flushes_begun + 1
+    commit_wait(journal, waiter)
+
+
+cdef void after_flush(Journal* journal) noexcept nogil:
+    cdef uint64_t room = journal_room_bytes(journal)
+    if journal.close_command != NULL:
+        end_close(journal)
+        return
+    commit_finish(journal)
+    journal_reclaim(journal)
+    if journal.on_room != NULL and journal_room_bytes(journal) > room:
+        journal.on_room(journal.room_owner)
+
+
+# --- superblock and lives
+
+cdef void journal_super_write(Journal* journal) noexcept nogil:
+    super_write(journal)
+
+
+cdef void journal_reset(Journal* journal, uint32_t generation) noexcept nogil:
+    # Everything is dead at once. Sequence numbers go on, so that a header of any earlier life is below the tail besides
+    # having another generation. Old slots and room are not written before the new superblock is stable: until then a
+    # power cut leads back to the old life, whole.
+    invariant(journal.open_entries == 0, b"reset with open reservations")
+    if journal.unrecovered:
+        # What the rings hold is not known: all of them count as taken until the new superblock is stable.
+        journal.next_seq = journal.tail_stable_seq + journal.entry_slots
+        journal.head_position = journal.tail_position + journal.data_bytes
+        journal.unrecovered = False
+    journal.generation = generation if generation != journal.generation else generation + 1
+    journal.live_bytes = 0
+    memset(journal.chunks, 0, journal.chunks_count * sizeof(ChunkState))
+    reclaim_all(journal)
+    ask_room(journal)
+
+
+cdef void journal_rings_begin(Journal* journal) noexcept nogil:
+    memset(journal.slot_live, 0, journal.entry_slots * sizeof(uint32_t))
+    memset(journal.slot_marks, 0, journal.entry_slots)
+    memset(journal.slot_reservation, 0xFF, journal.entry_slots * sizeof(uint32_t))
+    journal.reservation_head = 0
+    journal.reservation_tail = 0
+    journal.head_position = 0
+    journal.tail_position = 0
+    journal.open_entries = 0
+    journal.live_bytes = 0
+    journal.reclaim_step = RECLAIM_IDLE
+
+
+cdef void journal_rings_adopt(Journal* journal, uint64_t count, seq_t next_seq) noexcept nogil:
+    cdef Reservation* last
+    cdef uint64_t number
+    journal.unrecovered = False
+    journal.next_seq = next_seq
+    journal.scan_seq = journal.tail_seq
+    journal.scan_reservation = 0
+    journal.reservation_head = count
+    if count == 0:
+        return
+    journal.tail_position = journal.reservations[0].place - journal.data_at
+    last = &journal.reservations[count - 1]
+    journal.head_position = position_of(journal, last.place) + last.length_bytes
+    for number in range(count):
+        journal.slot_reservation[journal.reservations[number].slot] = <uint32_t>number
+
+
+cdef void release_lock(Journal* journal) noexcept nogil:
+    # By name: the mapping keeps the open file, and so the lock, alive as long as somebody looks at it.
+    flock(journal.lock_fd, LOCK_UN)
+    close(journal.lock_fd)
+    journal.lock_fd = -1
+
+
+cdef void end_close(Journal* journal) noexcept nogil:
+    cdef Command* command = journal.close_command
+    journal.close_command = NULL
+    journal.detached = True
+    if journal.fault == 0:
+        journal.fault = E_CLOSED
+    commit_finish(journal)
+    loop_undefer(journal.loop, &journal.commit_work)
+    if journal.lock_fd >= 0:
+        release_lock(journal)
+    command_done(command, OK)
+
+
+# --- what Python holds
+
+cdef void do_note(Command* command) noexcept nogil:
+    cdef Journal* journal = <Journal*>command.owner
+    memset(journal.super.note, 0, sizeof(journal.super.note))
+    memcpy(journal.super.note, command.data, command.data_bytes)
+    journal_super_write(journal)
+    command_done(command, OK)
+
+
+cdef void do_sync(Command* command) noexcept nogil:
+    # The waiter lives in the command's result words.
+    cdef Journal* journal = <Journal*>command.owner
+    cdef CommitWaiter* waiter = <CommitWaiter*><void*>command.results
+    if journal.detached:
+        command_done(command, E_CLOSED)
+        return
+    waiter.done = on_synced
+    waiter.owner = command
+    journal_sync(journal, waiter)
+
+
+cdef void on_synced(void* owner, int status) noexcept nogil:
+    cdef Command* command = <Command*>owner
+    memset(command.results, 0, sizeof(command.results))
+    command_done(command, status)
+
+
+cdef void do_close(Command* command) noexcept nogil:
+    cdef Journal* journal = <Journal*>command.owner
+    journal.close_command = command
+    if not journal.commit_running:
+        end_close(journal)
+
+
+cdef void* take_memory(uint64_t bytes_wanted) except NULL:
+    # Zeros, not touched before they are used: a large journal costs its tables' memory only as it fills.
+    cdef void* memory = mmap(NULL, bytes_wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                             -1, 0)
+    if memory == MAP_FAILED:
+        raise MemoryError(f"no memory for the tables of a journal ({bytes_wanted} bytes)")
+    return memory
+
+
+cdef void free_journal(Journal* journal) noexcept:
+    if journal.reservations != NULL:
+        munmap(journal.reservations, journal.reservation_slots * sizeof(Reservation))
+    if journal.slot_reservation != NULL:
+        munmap(journal.slot_reservation, journal.entry_slots * sizeof(uint32_t))
+    if journal.slot_live != NULL:
+        munmap(journal.slot_live, journal.entry_slots * sizeof(uint32_t))
+    if journal.slot_marks != NULL:
+        munmap(journal.slot_marks, journal.entry_slots)
+    if journal.lock_fd >= 0:
+        release_lock(journal)
+    free(journal)
+
+
+@cython.no_gc_clear
+cdef class JournalHandle:
+    """A journal: made by create, open or in_memory. It belongs to the loop of `reactor`; what is asked of it there
+    answers a ticket."""
+
+    def __cinit__(self, Reactor reactor not None, Mapping mapping not None, StoreHandle media=None):
+        self.journal = NULL
+        self.reactor = reactor
+        self.mapping = mapping
+        self.path = mapping.path
+        self.media = media
+        self.media_own = False
+        self.closed = False
+
+    def __dealloc__(self):
+        # An open journal of a running loop stays: the loop may use its memory at any time.
+        if self.journal != NULL and self.reactor is not None and (self.journal.detached or not self.reactor.running):
+            loop_undefer(self.journal.loop, &self.journal.commit_work)
+            free_journal(self.journal)
+        self.journal = NULL
+
+    @staticmethod
+    def create(Reactor reactor not None, path, uint64_t size_bytes, uint32_t block_bytes, uint64_t volume_blocks,
+               note: bytes = b"", bint replace=False, StoreHandle media=None) -> JournalHandle:
+        """Makes a journal of `size_bytes` at `path` (file, mode 0600, preallocated; or block device).
+
+        A path that holds an unfinished detour is refused unless `replace`. Raises UsageError and StorageError."""
+        geometry(size_bytes, block_bytes, volume_blocks)
+        cdef Mapping mapping = mappings.open_file(path, size_bytes, None if replace else refuse_unfinished)
+        format_mapping(mapping, size_bytes, block_bytes, volume_blocks, note)
+        mapping.sync()
+        return prepare(reactor, mapping, media)
+
+    @staticmethod
+    def open(Reactor reactor not None, path, StoreHandle media=None) -> JournalHandle:
+        """Opens the journal at `path`. Raises CorruptError (no superblock copy is whole), UsageError (no journal, in
+        use, another version), StorageError. `needs_recovery` tells what to do next."""
+        cdef Mapping mapping = mappings.open_file(path)
+        mapping.sync()          # what the page cache kept of a killed process is stable before anything builds on it
+        return prepare(reactor, mapping, media)
+
+    @staticmethod
+    def in_memory(Reactor reactor not None, uint64_t size_bytes, uint32_t block_bytes, uint64_t volume_blocks,
+                  StoreHandle media not None, image=None, note: bytes = b"") -> JournalHandle:
+        """A journal in anonymous memory; `image` (bytes-like) is one to open, as a crash left it."""
+        geometry(size_bytes, block_bytes, volume_blocks)
+        cdef Mapping mapping = mappings.anonymous(size_bytes, image)
+        if image is None:
+            format_mapping(mapping, size_bytes, block_bytes, volume_blocks, note)
+        return prepare(reactor, mapping, media)
+
+    cdef int attach(self, int newest) except -1:
+        """Makes the C side from the superblock copy `newest`."""
+        cdef Mapping mapping = self.mapping
+        cdef Journal* journal = <Journal*>calloc(1, sizeof(Journal))
+        cdef int copy
+        if journal == NULL:
+            raise MemoryError("no memory for a journal")
+        journal.lock_fd = -1
+        self.journal = journal
+        journal.loop = self.reactor.loop
+        journal.media = self.media.store
+        journal.map = mapping.map
+        journal.map_bytes = mapping.map_bytes
+        for copy in range(SUPERBLOCK_COPIES):
+            journal.super_copies[copy] = <Superblock*>(mapping.map + copy * SUPERBLOCK_BYTES)
+        memcpy(&journal.super, journal.super_copies[newest], sizeof(Superblock))
+        journal.super_newest = newest
+        journal.super_stable = newest
+        journal.entries = <EntryHeader*>(mapping.map + journal.super.entries_at)
+        journal.chunks = <ChunkState*>(mapping.map + journal.super.chunks_at)
+        journal.chunks_count = (journal.super.volume_blocks * journal.super.block_bytes + CHUNK_BYTES - 1) // CHUNK_BYTES
+        journal.block_bytes = journal.super.block_bytes
+        journal.generation = journal.super.generation
+        journal.entry_slots = journal.super.entry_slots
+        journal.data_at = journal.super.data_at
+        journal.data_bytes = journal.super.data_bytes
+        journal.reservation_slots = journal.entry_slots + RESERVATION_SPARE
+        journal.slot_reservation = <uint32_t*>take_memory(journal.entry_slots * sizeof(uint32_t))
+        journal.slot_live = <uint32_t*>take_memory(journal.entry_slots * sizeof(uint32_t))
+        journal.slot_marks = <uint8_t*>take_memory(journal.entry_slots)
+        journal.reservations = <Reservation*>take_memory(journal.reservation_slots * sizeof(Reservation))
+        journal.tail_seq = journal.super.tail_seq
+        journal.tail_stable_seq = journal.tail_seq
+        journal.next_seq = journal.tail_seq
+        journal.scan_seq = journal.tail_seq
+        journal.stable_seq = journal.tail_seq - 1 if journal.super.clean else journal.super.synced_seq
+        journal.unrecovered = not journal.super.clean
+        journal.after_flush = after_flush
+        commit_init(journal)
+        journal.lock_fd = mapping.give_descriptor()
+        return 0
+
+    cdef Journal* usable(self) except NULL:
+        if self.closed or self.journal == NULL:
+            raise ValueError("the journal is closed")
+        return self.journal
+
+    @property
+    def superblock(self) -> dict:
+        """The superblock as it would be written now; ids and note as bytes (the note without its padding)."""
+        cdef Journal* journal = self.usable()
+        block = np.frombuffer((<const char*>&journal.super)[:sizeof(Superblock)], dtype=SUPERBLOCK_DTYPE)[0]
+        found = {name: block[name].item() for name in SUPERBLOCK_DTYPE.names if name not in ("crc", "reserved")}
+        found["generation"] = journal.generation
+        found["tail_seq"] = journal.tail_seq
+        found["synced_seq"] = journal.stable_seq
+        found["journal_id"] = bytes(found["journal_id"])
+        found["pit_id"] = bytes(found["pit_id"])
+        found["note"] = bytes(found["note"]).rstrip(b"\0")
+        return found
+
+    def entries(self) -> np.ndarray:
+        """The entry table: ENTRY_DTYPE, entry_slots long, read-only, live (it changes as the loop works)."""
+        cdef Journal* journal = self.usable()
+        return np.frombuffer(self.mapping, ENTRY_DTYPE, journal.entry_slots, journal.super.entries_at)
+
+    def chunks(self) -> np.ndarray:
+        """The chunk table: CHUNK_DTYPE, one for each 256 KiB of the volume, read-only, live."""
+        cdef Journal* journal = self.usable()
+        return np.frombuffer(self.mapping, CHUNK_DTYPE, journal.chunks_count, journal.super.chunks_at)
+
+    @property
+    def stats(self) -> dict:
+        """Figures of the rings: sequence numbers, bytes, flushes. Read without asking the loop."""
+        cdef Journal* j = self.usable()
+        return {"next_seq": j.next_seq, "tail_seq": j.tail_seq, "tail_stable_seq": j.tail_stable_seq,
+                "stable_seq": j.stable_seq, "entry_slots": j.entry_slots, "data_bytes": j.data_bytes,
+                "used_bytes": journal_used_bytes(j), "room_bytes": journal_room_bytes(j),
+                "room_coming_bytes": journal_room_coming_bytes(j), "live_bytes": j.live_bytes,
+                "sealed_entries": j.sealed_entries, "sealed_bytes": j.sealed_bytes, "commits": j.commits,
+                "open_entries": j.open_entries, "fault": j.fault}
+
+    @property
+    def size_bytes(self) -> int:
+        return self.usable().map_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """Larger of data room and table room taken, as bytes of the data ring."""
+        return journal_used_bytes(self.usable())
+
+    @property
+    def needs_recovery(self) -> bool:
+        """The journal was not closed in order: its entries count, and nothing is written before they are recovered."""
+        return bool(self.usable().unrecovered)
+
+    def set_note(self, bytes note not None) -> int:
+        """Replaces the shell's note (at most 2048 bytes) in the superblock; stable with the next flush."""
+        cdef Journal* journal = self.usable()
+        if len(note) > <Py_ssize_t>sizeof(journal.super.note):
+            from detour.errors import UsageError
+            raise UsageError(f"a journal's note has at most {sizeof(journal.super.note)} bytes, not {len(note)}")
+        return self.reactor.call(do_note, journal, 0, 0, 0, 0, <const uint8_t*><const char*>note, len(note))
+
+    def sync(self) -> int:
+        """Ends when all that the journal holds now is stable."""
+        return self.reactor.call(do_sync, self.usable(), 0, 0, 0, 0, NULL, 0)
+
+    def close(self) -> int:
+        """Lets go of the file and its lock; who waits for stability gets E_CLOSED. It is not marked clean here."""
+        cdef uint64_t ticket = self.reactor.call(do_close, self.usable(), 0, 0, 0, 0, NULL, 0)
+        self.closed = True
+        if self.media_own:
+            self.media.close()
+        return ticket
+
+
+cdef JournalHandle prepare(Reactor reactor, Mapping mapping, StoreHandle media):
+    cdef int newest = newest_copy(mapping)
+    cdef JournalHandle handle
+    cdef bint own = media is None
+    if own:
+        from detour.core.filestore import FileStoreHandle
+        media = FileStoreHandle(reactor, mapping.path, workers=1)
+    handle = JournalHandle(reactor, mapping, media)
+    handle.media_own = own
+    handle.attach(newest)
+    return handle

@@ -1,0 +1,11 @@
+# A journal's file as memory: opened, locked against a second opener, preallocated, mapped shared. Or anonymous memory.
+from detour.core.types cimport *
+
+cdef class Mapping:
+    cdef uint8_t* map
+    cdef uint64_t map_bytes
+    cdef int fd                     # holds the lock; -1 when given away or anonymous
+    cdef readonly object path       # None: anonymous
+    cdef readonly bint fresh        # made by this call: it held nothing before
+    cdef readonly bint is_device
+    cdef int give_descriptor(self) noexcept

@@ -1,0 +1,3 @@
+from detour.core.mapping import Mapping
+
+def refuse_unfinished(mapping: Mapping) -> None: ...
