@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from detour import events
 from detour.errors import ClosedError, DetourError, ProtocolError, UsageError
 from detour.iscsi import wire
 from detour.iscsi.chap import ChapAuth
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-EVENT_SESSION_CLOSED = 1        # EventKind in core/reactor.pxd
-EVENT_TEXT_REQUEST = 2
 BACKLOG = 128
 ACCEPT_PAUSE_SECONDS = 0.1      # when no descriptor is free
 
@@ -184,8 +183,8 @@ class Listener:
         self._forget(session_id)
 
     def _forget(self, session_id: int) -> None:
-        self._runtime.off_event(EVENT_SESSION_CLOSED, session_id)
-        self._runtime.off_event(EVENT_TEXT_REQUEST, session_id)
+        self._runtime.off_event(events.SESSION_CLOSED, session_id)
+        self._runtime.off_event(events.TEXT_REQUEST, session_id)
         self._sinks.pop(session_id, None)
         info = self.sessions.pop(session_id, None)
         if info is not None:
@@ -311,8 +310,8 @@ class Listener:
         self._sinks[session_id] = sink
         log.info("session opened", session=session_id, target=entry.iqn, initiator=identity.initiator_name,
                  peer=connection.peer, user=user or None)
-        self._runtime.on_event(EVENT_SESSION_CLOSED, session_id, lambda *_: self._forget(session_id))
-        self._runtime.on_event(EVENT_TEXT_REQUEST, session_id,
+        self._runtime.on_event(events.SESSION_CLOSED, session_id, lambda *_: self._forget(session_id))
+        self._runtime.on_event(events.TEXT_REQUEST, session_id,
                                lambda _status, results, data: self._on_text(info, sink, results[0], data or b"",
                                                                             connection.local_address))
 
