@@ -19,6 +19,8 @@ cdef void ranges_init(Ranges* ranges) noexcept nogil:
 
 cdef bint ranges_overlap(const Ranges* ranges, lba_t lba, uint64_t blocks) noexcept nogil:
     cdef const Range* item = ranges.head
+    if blocks == 0:
+        return False
     while item != NULL:
         if item.lba < lba + blocks and lba < item.lba + item.blocks:
             return True

@@ -1,0 +1,95 @@
+"""Extents against a dictionary of blocks, from an empty tree and from one of several levels."""
+
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from detour.core._testing_index import ExtentsProbe
+
+SPAN = 5000
+
+lbas = st.one_of(st.integers(0, SPAN - 1), st.integers(0, 40))
+counts = st.one_of(st.integers(1, 8), st.integers(1, 600))
+slots = st.one_of(st.integers(0, 3), st.integers(0, 2**32 - 1))
+
+
+def total(pieces: list[tuple[int, int]]) -> Counter[int]:
+    sums: Counter[int] = Counter()
+    for slot, blocks in pieces:
+        assert blocks > 0
+        sums[slot] += blocks
+    return sums
+
+
+class ExtentsAgainstDictionary(RuleBasedStateMachine):
+    @initialize(spread=st.sampled_from([0, 3, 7]), first_slot=st.integers(0, 5))
+    def begin(self, spread: int, first_slot: int) -> None:
+        """Begins with nothing, or with a tree of several levels."""
+        self.tree = ExtentsProbe()
+        self.blocks: dict[int, int] = {}
+        if spread:
+            for lba in range(0, SPAN, spread):
+                self.write(lba, min(spread, 1 + lba % 3), first_slot + lba)
+
+    @rule(lba=lbas, count=counts, slot=slots)
+    def write(self, lba: int, count: int, slot: int) -> None:
+        expected = Counter(self.blocks[block] for block in range(lba, lba + count) if block in self.blocks)
+        status, replaced = self.tree.insert(lba, count, slot)
+        assert (status, total(replaced)) == (0, expected)
+        self.blocks.update(dict.fromkeys(range(lba, lba + count), slot))
+
+    @rule(lba=lbas, count=counts)
+    def take_out(self, lba: int, count: int) -> None:
+        expected = Counter(self.blocks.pop(block) for block in range(lba, lba + count) if block in self.blocks)
+        status, lost = self.tree.remove(lba, count)
+        assert (status, total(lost)) == (0, expected)
+
+    @rule(lba=lbas, count=counts, slot=slots, known=st.booleans())
+    def take_one_slot_out(self, lba: int, count: int, slot: int, known: bool) -> None:
+        if known:
+            slot = self.blocks.get(lba, slot)
+        mine = [block for block in range(lba, lba + count) if self.blocks.get(block) == slot]
+        status, lost = self.tree.remove(lba, count, slot)
+        assert (status, total(lost)) == (0, Counter({slot: len(mine)} if mine else {}))
+        for block in mine:
+            del self.blocks[block]
+
+    @rule(lba=lbas)
+    def find(self, lba: int) -> None:
+        found = self.tree.find(lba)
+        behind = next((block for block in range(lba, 2 * SPAN) if block in self.blocks), None)
+        if behind is None:
+            assert found is None
+            return
+        start, count, slot = found
+        assert start <= behind < start + count and lba < start + count
+        assert all(self.blocks.get(block) == slot for block in range(start, start + count))
+
+    @rule(lba=lbas)
+    def walk_from(self, lba: int) -> None:
+        expected = [extent for extent in self.tree.walk() if extent[0] + extent[1] > lba]
+        assert self.tree.walk(lba) == expected
+
+    @rule()
+    def clear(self) -> None:
+        self.tree.clear()
+        self.blocks.clear()
+
+    @invariant()
+    def same(self) -> None:
+        if not hasattr(self, "tree"):
+            return
+        assert self.tree.check() == 0
+        covered = {}
+        for lba, count, slot in self.tree.walk():
+            covered.update(dict.fromkeys(range(lba, lba + count), slot))
+        assert covered == self.blocks
+        assert self.tree.blocks_count == len(self.blocks)
+
+
+TestExtentsAgainstDictionary = ExtentsAgainstDictionary.TestCase
+TestExtentsAgainstDictionary.settings = settings(
+    max_examples=100, stateful_step_count=30, deadline=None, derandomize=True
+)
