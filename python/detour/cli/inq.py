@@ -51,7 +51,8 @@ def block_limits(data: bytes) -> dict[str, int]:
     """VPD page B0h (SBC-3 6.6.4)."""
     data = data.ljust(64, b"\0")
     words = struct.unpack_from(">6I", data, 8)
-    return {"compare_and_write_blocks_max": data[5], "transfer_blocks_max": words[0], "transfer_blocks_optimal": words[1],
+    return {"compare_and_write_blocks_max": data[5], "transfer_blocks_max": words[0],
+            "transfer_blocks_optimal": words[1],
             "unmap_blocks_max": words[3], "unmap_descriptors_max": words[4], "unmap_granularity_blocks": words[5],
             "write_same_blocks_max": struct.unpack_from(">Q", data, 36)[0]}
 

@@ -1,0 +1,28 @@
+"""`detour serve`: the gateway."""
+from __future__ import annotations
+
+import click
+
+from detour.cli.support import run_async
+
+
+@click.command()
+@click.option("-c", "--config", "path", type=click.Path(exists=True, dir_okay=False), required=True,
+              envvar="DETOUR_CONFIG", help="Configuration file.")
+@click.option("--check", is_flag=True, help="Only check the configuration.")
+def command(path: str, check: bool) -> int:
+    """Run the gateway with a configuration file.
+
+    Prints one line that begins with "ready " when logins are accepted, and ends on SIGINT or SIGTERM. A detour that was
+    under way when it ended goes on at the next start.
+    """
+    from detour.config import load_config
+
+    config = load_config(path)
+    if check:
+        click.echo(f"{path} is right: {len(config.volume)} volumes, {len(config.store)} stores")
+        return 0
+    from detour.gateway import serve
+
+    run_async(serve(config))
+    return 0
