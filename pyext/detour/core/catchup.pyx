@@ -13,7 +13,7 @@ from detour.core.bitmap cimport bitmap_set
 from detour.core.evictor cimport evictor_idle
 from detour.core.format cimport CHUNK_BYTES, ENTRY_ZERO
 from detour.core.journal cimport journal_data, journal_header, journal_reclaim, journal_verify
-from detour.core.overlay cimport (FLUSH_WINDOW, FlushSlot, PHASE_CATCHING_UP, Round, overlay_corrupt, overlay_room)
+from detour.core.overlay cimport (FLUSH_WINDOW, FlushSlot, PHASE_CATCHING_UP, Round, overlay_corrupt)
 from detour.core.pool cimport pool_get, pool_put, pool_wait
 from detour.core.ranges cimport ranges_overlap, ranges_wait
 from detour.core.reactor cimport EVENT_ROUND_DONE, command_done, event_new, event_post, loop_defer, loop_timer
@@ -21,6 +21,7 @@ from detour.core.snapshot cimport (Run, snapshot_dirty_blocks, snapshot_duplicat
                                    snapshot_frozen_run)
 from detour.core.store cimport Io, STORE_FLUSH, STORE_UNMAP, STORE_WRITE, store_submit
 from detour.core.types cimport *
+from detour.core.write_path cimport write_room
 
 cdef enum:
     SEGMENT_BYTES = 67108864
@@ -241,7 +242,7 @@ cdef void flush_done(Io* io) noexcept nogil:
     current.segment_lba = current.cursor
     current.segment_bytes = 0
     journal_reclaim(volume.journal)
-    overlay_room(volume)
+    write_room(volume)
     if snapshot_frozen_run(&volume.snapshot, current.cursor, &run):
         step(volume)
     else:

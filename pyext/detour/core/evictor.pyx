@@ -16,14 +16,14 @@ from detour.core.extents cimport Extent, ExtentCursor, extents_find, extents_nex
 from detour.core.format cimport ENTRY_LIVE, ENTRY_ZERO, CHUNK_BYTES, FLAG_REFLECTED, EntryHeader
 from detour.core.journal cimport (Journal, journal_data, journal_header, journal_reclaim, journal_slot,
                                   journal_used_bytes, journal_verify)
-from detour.core.overlay cimport (EVICT_BATCH, EVICT_WINDOW, EvictSlot, Evictor, PHASE_COPYING, overlay_corrupt,
-                                  overlay_room)
+from detour.core.overlay cimport (EVICT_BATCH, EVICT_WINDOW, EvictSlot, Evictor, PHASE_COPYING, overlay_corrupt)
 from detour.core.pool cimport pool_get, pool_put
 from detour.core.ranges cimport ranges_overlap
 from detour.core.reactor cimport loop_defer
 from detour.core.snapshot cimport snapshot_flushed_entry
 from detour.core.store cimport Io, STORE_FLUSH, STORE_UNMAP, STORE_WRITE, store_submit
 from detour.core.types cimport *
+from detour.core.write_path cimport write_room
 
 cdef enum:
     LOOK_AHEAD = 64             # entries whose chunks are asked for ahead of time
@@ -235,5 +235,5 @@ cdef void flush_done(Io* io) noexcept nogil:
     if io.status < 0:
         volume.stats.main_errors += 1
     journal_reclaim(volume.journal)
-    overlay_room(volume)
+    write_room(volume)
     evictor_kick(volume)

@@ -1,5 +1,5 @@
-# State of a detoured volume and its data path: where each read and write goes. The phases and what Python may ask are in
-# volume.pyx; catchup.pyx flushes rounds, evictor.pyx makes room during the copy; all work on this struct, on one loop.
+# State of a detoured volume. Its data path is in routing (by phase), write_path and read_path; phases and what Python may
+# ask are in volume.pyx; catchup.pyx flushes rounds, evictor.pyx makes room during the copy; all work on this struct, on one loop.
 #
 # Write (S301-S305): place in the journal -> sealed (flag 0) -> stable where asked -> snapshot marked, flag 1 -> answered.
 # Read (S401-S406, S511-S514): waits while it overlaps an entry with flag 0; then snapshot, else base.
@@ -14,7 +14,7 @@ from detour.core.ranges cimport Range, RangeWaiter, Ranges
 from detour.core.reactor cimport Loop, Deferred, Timer, Command
 from detour.core.snapshot cimport Snapshot
 from detour.core.stats cimport Histogram
-from detour.core.store cimport Store, Io
+from detour.core.store cimport Store, Io, io_done_fn
 
 cdef enum VolumePhase:
     PHASE_PASS = 0
@@ -181,18 +181,19 @@ cdef struct Volume:
     uint32_t level              # of the journal, as told last
     VolumeStats stats
 
-# DeviceOps of the volume (all but COMMAND, which volume.pyx forwards)
-cdef int overlay_begin_write(Device* device, Request* request) noexcept nogil
-cdef void overlay_submit(Volume* volume, Request* request) noexcept nogil
-cdef void overlay_abort(Device* device, Request* request) noexcept nogil
-cdef void overlay_release(Device* device, Request* request) noexcept nogil
+cdef enum FaultPlace:           # EVENT_VOLUME_FAULT: where
+    WHERE_JOURNAL = 1
+    WHERE_MAIN = 2
+    WHERE_BACKUP = 3
+
+cdef void overlay_queue(RequestQueue* queue, Request* request) noexcept nogil
+cdef void overlay_unqueue(RequestQueue* queue, Request* request) noexcept nogil
+cdef void overlay_io(Request* request, uint8_t op, io_done_fn done) noexcept nogil       # request.io for the same range
 cdef void overlay_finish(Volume* volume, Request* request, int status) noexcept nogil    # done() later in this turn
-cdef void overlay_resume_held(Volume* volume) noexcept nogil     # after a phase change
-cdef void overlay_abort_held(Volume* volume) noexcept nogil      # the host is gone: nobody waits for an answer
-cdef void overlay_room(Volume* volume) noexcept nogil            # room may have come: who waits for it goes on
-cdef void overlay_tick(Volume* volume) noexcept nogil
-cdef int overlay_init(Volume* volume, Loop* loop, Store* main, Journal* journal) noexcept nogil
-cdef void overlay_free(Volume* volume) noexcept nogil
+cdef void overlay_finish_run(void* owner) noexcept nogil
+cdef void overlay_release(Device* device, Request* request) noexcept nogil
+cdef void overlay_figures(Volume* volume) noexcept nogil         # figures, the journal's level, and who must know of it
+cdef void overlay_fault(Volume* volume, int status, lba_t lba, uint64_t blocks, int where) noexcept nogil
 cdef void overlay_corrupt(Volume* volume, uint64_t slot) noexcept nogil      # tells Python of a wrong checksum
 cdef inline bint overlay_is_on(const Volume* volume) noexcept nogil:
     return volume.phase >= PHASE_COPYING

@@ -16,16 +16,18 @@ from detour.core.forward cimport forward_submit
 from detour.core.journal cimport (Journal, JournalHandle, commit_done_fn, journal_reset, journal_super_write,
                                   journal_sync)
 from detour.core.overlay cimport (PHASE_ARMED, PHASE_CATCHING_UP, PHASE_COPYING, PHASE_HOLDING, PHASE_PASS,
-                                  overlay_abort, overlay_abort_held, overlay_begin_write, overlay_free, overlay_init,
-                                  overlay_is_on, overlay_release, overlay_resume_held, overlay_submit, overlay_tick)
+                                  overlay_is_on, overlay_release)
 from detour.core.pool cimport pool_put
 from detour.core.reactor cimport (Command, EVENT_COPY_DONE, Reactor, command_done, command_fn, event_new, event_post,
                                   loop_timer_stop)
 from detour.core.recovery cimport RecoveryReport, recovery_run
+from detour.core.routing cimport (routing_abort_held, routing_begin_write, routing_free, routing_init,
+                                  routing_resume_held, routing_submit, routing_tick)
 from detour.core.snapshot cimport snapshot_dirty_blocks
 from detour.core.stats cimport STATS_BUCKETS, stats_view
 from detour.core.store cimport STORE_RANDOM_READ, Store, StoreHandle
 from detour.core.types cimport *
+from detour.core.write_path cimport write_abort
 
 PASS, ARMED, COPYING, CATCHING_UP, HOLDING = range(5)
 PHASE_NAMES = ("pass", "armed", "copying", "catching-up", "holding")
@@ -44,9 +46,9 @@ cdef enum:
     NOTE_BYTES = 2048
 
 cdef DeviceOps VOLUME_OPS
-VOLUME_OPS.begin_write = overlay_begin_write
+VOLUME_OPS.begin_write = routing_begin_write
 VOLUME_OPS.submit = volume_submit
-VOLUME_OPS.abort = overlay_abort
+VOLUME_OPS.abort = write_abort
 VOLUME_OPS.release = volume_release
 VOLUME_OPS.admit = NULL
 VOLUME_OPS.nexus_event = NULL
@@ -56,7 +58,7 @@ cdef void volume_submit(Device* device, Request* request) noexcept nogil:
     if request.op == REQUEST_COMMAND:
         forward_submit(<Volume*>device, request)
     else:
-        overlay_submit(<Volume*>device, request)
+        routing_submit(<Volume*>device, request)
 
 
 cdef void volume_release(Device* device, Request* request) noexcept nogil:
@@ -74,7 +76,7 @@ cdef void enter_phase(Volume* volume, int phase) noexcept nogil:
     volume.phase = phase
     volume.stats.phase = <uint64_t>phase
     if overlay_is_on(volume) and not volume.tick.running:
-        overlay_tick(volume)
+        routing_tick(volume)
     elif not overlay_is_on(volume):
         loop_timer_stop(volume.device.loop, &volume.tick)
 
@@ -103,9 +105,9 @@ cdef void phase_stored(void* owner, int status) noexcept nogil:
     if status >= 0:
         enter_phase(volume, volume.phase_next)
         if volume.phase == PHASE_PASS:
-            overlay_abort_held(volume)
+            routing_abort_held(volume)
         elif volume.phase != PHASE_HOLDING:
-            overlay_resume_held(volume)
+            routing_resume_held(volume)
     command_done(command, status)
 
 
@@ -131,7 +133,7 @@ cdef void run_set_phase(Command* command) noexcept nogil:
         command_done(command, OK)
     elif volume.phase == PHASE_ARMED and phase == PHASE_PASS:
         enter_phase(volume, phase)
-        overlay_abort_held(volume)
+        routing_abort_held(volume)
         command_done(command, OK)
     else:
         command_done(command, OK if volume.phase == phase else E_INVALID)
@@ -231,7 +233,7 @@ cdef void run_unhold(Command* command) noexcept nogil:
         command_done(command, OK if volume.phase == PHASE_CATCHING_UP else E_INVALID)
         return
     enter_phase(volume, PHASE_CATCHING_UP)
-    overlay_resume_held(volume)
+    routing_resume_held(volume)
     command_done(command, OK)
 
 
@@ -379,7 +381,7 @@ cdef void run_close(Command* command) noexcept nogil:
             or (volume.copier_made and volume.copier.busy > 0):
         command_done(command, E_BUSY)
         return
-    overlay_abort_held(volume)
+    routing_abort_held(volume)
     volume.closed = True
     loop_timer_stop(volume.device.loop, &volume.tick)
     loop_timer_stop(volume.device.loop, &volume.room_timer)
@@ -416,7 +418,7 @@ cdef class VolumeHandle(DeviceHandle):
         self.main = main
         self.journal = journal
         self.id = volume_id
-        if overlay_init(volume, reactor.loop, main.store, ring) < 0:
+        if routing_init(volume, reactor.loop, main.store, ring) < 0:
             raise MemoryError()
         catchup_init(volume)
         evictor_init(volume)
@@ -426,7 +428,7 @@ cdef class VolumeHandle(DeviceHandle):
         if self.volume != NULL and (self.volume.closed or self.reactor is None or not self.reactor.running):
             if self.volume.copier_made and self.volume.copier.busy == 0:
                 copier_free(&self.volume.copier)
-            overlay_free(self.volume)
+            routing_free(self.volume)
             free(self.volume)
 
     def set_phase(self, int phase):

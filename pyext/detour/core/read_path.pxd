@@ -1,0 +1,6 @@
+# Reads of a detoured volume: see read_path.pyx.
+from detour.core.device cimport Request
+from detour.core.overlay cimport Volume
+
+cdef void read_run(Volume* volume, Request* request) noexcept nogil
+cdef void read_give_up_stuck(Volume* volume) noexcept nogil
