@@ -1,8 +1,31 @@
 # What a journal says after a stop in disorder: pure over headers and data in the mapping, no I/O of its own.
 # The decision for each header is a labelled table (see recovery.pyx and docs/formats.md).
 from detour.core.types cimport *
-from detour.core.journal cimport Journal, JournalHandle
+from detour.core.journal cimport Journal
 from detour.core.snapshot cimport Snapshot
+
+cdef enum HeaderFact:           # what is known of a slot in which the header of a certain sequence number should be
+    FACT_SUM = 1                # the header's checksum is right
+    FACT_LIFE = 2               # its generation is the superblock's
+    FACT_HERE = 4               # it has that sequence number
+    FACT_SENSE = 8              # kind, range, place and length make sense
+    FACT_STATE = 16             # its state is one of EntryState
+    FACT_FLAG = 32              # its flag is one of EntryFlag
+    FACT_FLUSHED = 64           # the state is ENTRY_FLUSHED
+    FACT_ZERO = 128             # the kind is ENTRY_ZERO
+    FACT_SYNCED = 256           # it had been stable: its number is not above the superblock's synced_seq
+    FACT_DATA = 512             # the data's checksum is right
+
+cdef enum RecoveryAction:
+    ACTION_NONE = 0             # no entry, or none that counts: the slot gets an empty one if newer entries follow
+    ACTION_MARK = 1             # the journal has its range: into the index
+    ACTION_REMOVE = 2           # main has its range: out of the index
+    ACTION_LOST = 3             # a header that had been stable is gone: the index cannot be trusted for its range
+
+cdef enum RecoveryNote:
+    NOTE_NONE = 0
+    NOTE_TORN = 1               # it was being written: never acknowledged as stable
+    NOTE_CORRUPT = 2            # checksum or marks are wrong though they cannot be after any crash
 
 cdef struct RecoveryReport:
     seq_t first_seq             # oldest entry that counts
@@ -11,11 +34,16 @@ cdef struct RecoveryReport:
     uint64_t entries_flushed
     uint64_t entries_torn       # newest ones that were being written: never acknowledged as stable
     uint64_t entries_corrupt    # checksum wrong though they had been stable
+    uint64_t entries_lost       # of these: the header is gone, with it the range
     uint64_t bytes_live
     seq_t corrupt_seq           # first corrupt one, 0 if none
-    lba_t corrupt_lba
+    lba_t corrupt_lba           # 2^64 - 1: not known
     blocks_t corrupt_blocks
 
-# Reads the table, sets the rings' heads and tails, and marks `snapshot` in sequence order. With check_data the data's
-# checksums are verified too (else when they are read).
+# Row of the decision table for these HeaderFact bits; its action and note.
+cdef int recovery_decide(uint32_t facts, int* action, int* note) noexcept nogil
+# Reads the table, sets the rings' heads and tails, and marks `snapshot` (which is empty) in sequence order. With
+# check_data the data's checksums are verified too (else when they are read).
+# OK: the index is whole; corrupt entries in the report stay in it, and whoever reads them gets E_CORRUPT.
+# E_CORRUPT: a header is lost, so some range may be older in the index than it was. E_NOMEM: nothing was begun for good.
 cdef int recovery_run(Journal* journal, Snapshot* snapshot, bint check_data, RecoveryReport* report) noexcept nogil

@@ -1,0 +1,271 @@
+# Recovery of a journal after a stop in disorder.
+#
+# Owns nothing. It reads the entry table of an opened journal from tail_seq on in sequence order, decides for each header
+# by the table below, marks the snapshot, and rebuilds the rings from the entries that are live in the end.
+# Invariants: the same table gives the same index, however often recovery is cut short and run again: the only headers it
+# writes are empty ones over entries that do not count. The argument why a replay is right is in journal.pyx.
+# Cost: one look at each header slot, one CRC of 52 bytes for each header of this life, the data's CRC where asked or where
+# they may be torn; a sort of the live entries by place.
+from libc.stdlib cimport qsort
+
+from detour.core.extents cimport extents_remove
+from detour.core.format cimport (ENTRY_BYTES_MAX, ENTRY_DATA, ENTRY_FLUSHED, ENTRY_LIVE, ENTRY_ZERO, FLAG_REFLECTED,
+                                 FLAG_UNREFLECTED, EntryHeader, header_sum)
+from detour.core.journal cimport (RESERVATION_SEALED, Reservation, journal_drop_live, journal_rings_adopt,
+                                  journal_rings_begin, journal_tombstone, journal_verify)
+from detour.core.snapshot cimport snapshot_mark
+
+cdef enum:
+    ROWS_MAX = 32
+
+cdef struct Row:
+    uint32_t mask               # facts that the row looks at
+    uint32_t value              # what they must be
+    int action
+    int note
+
+cdef Row ROWS[ROWS_MAX]
+cdef int ROWS_COUNT = 0
+
+# One row for each case; columns: does not matter -, false 0, true 1. Every combination of facts meets exactly one row
+# (tests/unit/test_recovery.py tries all).
+#
+#         SUM LIFE HERE SENSE  STATE FLAG FLUSHED ZERO  SYNCED DATA
+DECISIONS = (
+    ("A", "0---" "----" "0-", ACTION_NONE, NOTE_NONE, "blank or half written, never stable: no entry"),
+    ("B", "10--" "----" "0-", ACTION_NONE, NOTE_NONE, "of an earlier life: no entry of this one was written here"),
+    ("C", "110-" "----" "0-", ACTION_NONE, NOTE_NONE, "of an earlier round of the table: no entry was written here"),
+    ("D", "0---" "----" "1-", ACTION_LOST, NOTE_CORRUPT, "damaged though it had been stable"),
+    ("E", "10--" "----" "1-", ACTION_LOST, NOTE_CORRUPT, "of an earlier life where a stable entry was: a lost write"),
+    ("F", "110-" "----" "1-", ACTION_LOST, NOTE_CORRUPT, "another number where a stable entry was: a lost write"),
+    ("G", "1110" "----" "--", ACTION_LOST, NOTE_CORRUPT, "whole, but nothing this project writes"),
+    ("H", "1111" "0---" "--", ACTION_MARK, NOTE_CORRUPT, "state damaged: taken as live, its data's checksum guards"),
+    ("I", "1111" "111-" "--", ACTION_REMOVE, NOTE_NONE, "main has its content, or newer"),
+    ("J", "1111" "101-" "--", ACTION_REMOVE, NOTE_CORRUPT, "the same; its record flag is damaged"),
+    ("K", "1111" "1101" "--", ACTION_MARK, NOTE_NONE, "live zeros"),
+    ("L", "1111" "1100" "1-", ACTION_MARK, NOTE_NONE, "live data that had been stable; checked when asked or read"),
+    ("M", "1111" "1100" "01", ACTION_MARK, NOTE_NONE, "live data, not known to have been stable, and whole"),
+    ("N", "1111" "1-00" "00", ACTION_NONE, NOTE_TORN, "live data that did not arrive whole: never stable"),
+    ("O", "1111" "1001" "--", ACTION_MARK, NOTE_CORRUPT, "as K; its record flag is damaged"),
+    ("P", "1111" "1000" "1-", ACTION_MARK, NOTE_CORRUPT, "as L; its record flag is damaged"),
+    ("Q", "1111" "1000" "01", ACTION_MARK, NOTE_CORRUPT, "as M; its record flag is damaged"),
+)
+FACTS = ("SUM", "LIFE", "HERE", "SENSE", "STATE", "FLAG", "FLUSHED", "ZERO", "SYNCED", "DATA")
+
+
+def build_rows() -> None:
+    """Turns DECISIONS into masks and values."""
+    global ROWS_COUNT
+    ROWS_COUNT = 0
+    for _label, pattern, action, note, _why in DECISIONS:
+        ROWS[ROWS_COUNT].mask = sum(1 << bit for bit, mark in enumerate(pattern) if mark != "-")
+        ROWS[ROWS_COUNT].value = sum(1 << bit for bit, mark in enumerate(pattern) if mark == "1")
+        ROWS[ROWS_COUNT].action = action
+        ROWS[ROWS_COUNT].note = note
+        ROWS_COUNT += 1
+
+
+build_rows()
+
+
+cdef int recovery_decide(uint32_t facts, int* action, int* note) noexcept nogil:
+    cdef int row
+    for row in range(ROWS_COUNT):
+        if facts & ROWS[row].mask == ROWS[row].value:
+            action[0] = ROWS[row].action
+            note[0] = ROWS[row].note
+            return row
+    action[0] = ACTION_LOST
+    note[0] = NOTE_CORRUPT
+    return -1
+
+
+def decide(uint32_t facts) -> str:
+    """Label of the row that these facts (bit n: FACTS[n]) lead to."""
+    cdef int action, note
+    return DECISIONS[recovery_decide(facts, &action, &note)][0]
+
+
+# --- facts
+
+cdef bint makes_sense(const Journal* journal, const EntryHeader* header) noexcept nogil:
+    if header.lba > journal.super.volume_blocks or header.blocks > journal.super.volume_blocks - header.lba:
+        return False
+    if header.kind == ENTRY_ZERO:
+        return header.data_bytes == 0
+    return header.kind == ENTRY_DATA and header.blocks > 0 \
+        and header.data_bytes == <uint64_t>header.blocks * journal.block_bytes and header.data_bytes <= ENTRY_BYTES_MAX \
+        and header.place >= journal.data_at and header.place % SECTOR_BYTES == 0 \
+        and header.place - journal.data_at <= journal.data_bytes - header.data_bytes
+
+
+cdef uint32_t facts_of(const Journal* journal, seq_t seq) noexcept nogil:
+    """Facts of the slot where the header of `seq` should be."""
+    cdef const EntryHeader* header = &journal.entries[seq % journal.entry_slots]
+    cdef uint32_t facts = 0
+    facts |= FACT_SYNCED if seq <= journal.super.synced_seq else 0
+    facts |= FACT_LIFE if header.generation == journal.generation else 0
+    facts |= FACT_HERE if header.seq == seq else 0
+    if not (facts & FACT_LIFE and facts & FACT_HERE):
+        return facts | (FACT_SUM if header_sum(header) == header.header_crc else 0)
+    if header_sum(header) != header.header_crc or not makes_sense(journal, header):
+        return facts | (FACT_SUM if header_sum(header) == header.header_crc else 0)
+    facts |= FACT_SUM | FACT_SENSE
+    facts |= FACT_STATE if header.state == ENTRY_LIVE or header.state == ENTRY_FLUSHED else 0
+    facts |= FACT_FLAG if header.flag == FLAG_REFLECTED or header.flag == FLAG_UNREFLECTED else 0
+    facts |= FACT_FLUSHED if header.state == ENTRY_FLUSHED else 0
+    facts |= FACT_ZERO if header.kind == ENTRY_ZERO else 0
+    # What had been stable is checked later, and only if it is still needed: its room may be in use again.
+    if header.kind == ENTRY_DATA and header.state == ENTRY_LIVE and not facts & FACT_SYNCED \
+            and journal_verify(journal, seq % journal.entry_slots) == OK:
+        facts |= FACT_DATA
+    return facts
+
+
+cdef seq_t newest_seq(const Journal* journal) noexcept nogil:
+    """The newest entry of this life in the table, or what the superblock knows to have been stable."""
+    cdef seq_t newest = max(journal.tail_seq - 1, journal.super.synced_seq)
+    cdef seq_t seq = journal.tail_seq + journal.entry_slots - 1
+    cdef const EntryHeader* header
+    while seq > newest:
+        header = &journal.entries[seq % journal.entry_slots]
+        if header.seq == seq and header.generation == journal.generation and header_sum(header) == header.header_crc:
+            return seq
+        seq -= 1
+    return newest
+
+
+# --- replay
+
+cdef void report_corrupt(RecoveryReport* report, seq_t seq, lba_t lba, blocks_t blocks) noexcept nogil:
+    report.entries_corrupt += 1
+    if report.corrupt_seq == 0:
+        report.corrupt_seq = seq
+        report.corrupt_lba = lba
+        report.corrupt_blocks = blocks
+
+
+cdef void report_lost(const Journal* journal, RecoveryReport* report, seq_t seq) noexcept nogil:
+    # A damaged header may still show where it was.
+    cdef const EntryHeader* header = &journal.entries[seq % journal.entry_slots]
+    report.entries_lost += 1
+    if header.seq == seq and header.generation == journal.generation and header.lba < journal.super.volume_blocks:
+        report_corrupt(report, seq, header.lba, header.blocks)
+    else:
+        report_corrupt(report, seq, <lba_t>-1, 0)
+
+
+cdef void superseded(void* owner, uint32_t slot, blocks_t blocks) noexcept nogil:
+    # By a newer entry that is on main. That one's header is in the table as long as this one's, so nothing is marked.
+    journal_drop_live(<Journal*>owner, slot, blocks, False)
+
+
+cdef int replay_entry(Journal* journal, Snapshot* snapshot, seq_t seq, RecoveryReport* report) noexcept nogil:
+    cdef uint64_t slot = seq % journal.entry_slots
+    cdef EntryHeader* header = &journal.entries[slot]
+    cdef int action = ACTION_NONE
+    cdef int note = NOTE_NONE
+    recovery_decide(facts_of(journal, seq), &action, &note)
+    if action == ACTION_LOST:
+        report_lost(journal, report, seq)
+        return OK
+    if note == NOTE_CORRUPT:
+        report_corrupt(report, seq, header.lba, header.blocks)
+    if action == ACTION_NONE:
+        report.entries_torn += 1
+        journal_tombstone(journal, seq)
+        return OK
+    if action == ACTION_REMOVE:
+        report.entries_flushed += 1
+    if header.blocks == 0:
+        return OK
+    if action == ACTION_REMOVE:
+        return extents_remove(&snapshot.trees[snapshot.active], header.lba, header.blocks, -1, superseded, journal)
+    journal.slot_live[slot] = header.blocks
+    journal.live_bytes += header.data_bytes
+    header.flag = FLAG_REFLECTED
+    return snapshot_mark(snapshot, seq)
+
+
+# --- rings
+
+cdef int by_place(const void* a, const void* b) noexcept nogil:
+    cdef uint64_t first = (<const Reservation*>a).place
+    cdef uint64_t second = (<const Reservation*>b).place
+    return -1 if first < second else 1 if first > second else 0
+
+
+cdef void reverse(Reservation* items, uint64_t count) noexcept nogil:
+    cdef uint64_t i
+    cdef Reservation item
+    for i in range(count // 2):
+        item = items[i]
+        items[i] = items[count - 1 - i]
+        items[count - 1 - i] = item
+
+
+cdef void begin_behind_gap(const Journal* journal, Reservation* items, uint64_t count) noexcept nogil:
+    # The order of places in the ring is free, so the largest gap becomes the free room: the ring begins behind it.
+    cdef uint64_t i, gap
+    cdef uint64_t first = 0
+    cdef uint64_t largest = items[0].place + journal.data_bytes - items[count - 1].place - items[count - 1].length_bytes
+    for i in range(1, count):
+        gap = items[i].place - items[i - 1].place
+        gap = gap - items[i - 1].length_bytes if gap > items[i - 1].length_bytes else 0
+        if gap > largest:
+            largest = gap
+            first = i
+    reverse(items, first)
+    reverse(items + first, count - first)
+    reverse(items, count)
+
+
+cdef uint64_t collect_live(Journal* journal, seq_t last, bint check_data, RecoveryReport* report) noexcept nogil:
+    """Live entries, as reservations sorted by place; answers how many."""
+    cdef uint64_t count = 0
+    cdef uint64_t slot
+    cdef seq_t seq
+    cdef EntryHeader* header
+    cdef Reservation* item
+    for seq in range(journal.tail_seq, last + 1):
+        slot = seq % journal.entry_slots
+        if journal.slot_live[slot] == 0:
+            continue
+        header = &journal.entries[slot]
+        report.entries_live += 1
+        if header.kind == ENTRY_ZERO:
+            continue
+        report.bytes_live += header.data_bytes
+        if check_data and journal_verify(journal, slot) < 0:
+            report_corrupt(report, seq, header.lba, header.blocks)
+        item = &journal.reservations[count]
+        item.place = header.place
+        item.length_bytes = header.data_bytes
+        item.pins = 0
+        item.slot = <uint32_t>slot
+        item.state = RESERVATION_SEALED
+        count += 1
+    qsort(journal.reservations, count, sizeof(Reservation), by_place)
+    if count > 0:
+        begin_behind_gap(journal, journal.reservations, count)
+    return count
+
+
+cdef int recovery_run(Journal* journal, Snapshot* snapshot, bint check_data, RecoveryReport* report) noexcept nogil:
+    cdef seq_t last = newest_seq(journal)
+    cdef seq_t seq
+    cdef int status
+    report[0] = RecoveryReport(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    if last >= journal.tail_seq + journal.entry_slots:
+        report_corrupt(report, last, <lba_t>-1, 0)      # no table of this size can have held that
+        report.entries_lost += 1
+        return E_CORRUPT
+    journal_rings_begin(journal)
+    for seq in range(journal.tail_seq, last + 1):
+        status = replay_entry(journal, snapshot, seq, report)
+        if status < 0:
+            return status
+    report.first_seq = journal.tail_seq
+    report.last_seq = last
+    journal_rings_adopt(journal, collect_live(journal, last, check_data, report), last + 1)
+    return E_CORRUPT if report.entries_lost > 0 else OK
