@@ -23,7 +23,7 @@ def bucket_floor_ns(unsigned int index) -> int:
         raise IndexError(f"bucket {index} of {STATS_BUCKETS}")
     if index < 8:
         return index
-    return (8 + (index & 7)) << (index // 8 - 1)
+    return <uint64_t>(8 + (index & 7)) << (index // 8 - 1)
 
 
 @cython.final
