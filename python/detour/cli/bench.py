@@ -59,7 +59,7 @@ def show(document: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"{document['url']}: {document['iops']:.0f} operations/s in {document['seconds']:.1f} s")
-    for column in ("", "operations/s", "throughput", "mean ms", "p50", "p95", "p99", "p99.9", "max"):
+    for column in ("", "op/s", "throughput", "mean ms", "p50", "p95", "p99", "p99.9", "max"):
         table.add_column(column, justify="right" if column else "left")
     for kind in ("read", "write"):
         row, latency = document[kind], document[kind]["latency_ms"]
@@ -67,6 +67,7 @@ def show(document: dict[str, Any]) -> None:
             table.add_row(kind, f"{row['iops']:.0f}", f"{human_bytes(row['bytes_s'])}/s",
                           *(f"{latency[name]:.3f}" for name in ("mean", "p50", "p95", "p99", "p99_9", "max")))
     console = Console()
+    console = Console(width=max(console.width, 100))
     console.print(table)
     if document["checked_bytes"]:
         console.print(f"checked {human_bytes(document['checked_bytes'])}: {document['mismatches']} mismatches")

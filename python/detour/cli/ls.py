@@ -11,7 +11,7 @@ from detour.cli.support import human_bytes, json_option, print_json, run_async
 
 REPORT_LUNS = struct.pack(">BBBBBBIBB", 0xA0, 0, 0, 0, 0, 0, 4096, 0, 0)
 LUNS_SHOWN_MAX = 256
-INITIATOR_NAME = "iqn.2026-01.org.detour:tools"
+DISK_TYPES = (0x00, 0x0E)       # direct access, simplified direct access
 
 
 def luns_of(data: bytes) -> list[bytes]:
@@ -26,53 +26,54 @@ def lun_number(lun: bytes) -> int:
     return struct.unpack_from(">H", lun)[0] & 0x3FFF
 
 
-async def list_luns(runtime: Any, url: Any) -> list[dict[str, Any]]:
+async def list_luns(url: Any) -> list[dict[str, Any]]:
+    """The LUNs of one target, each asked by itself: LUN 0 need not be a disk."""
     from detour.errors import DetourError
-    from detour.iscsi.initiator import connect
+    from detour.iscsi.initiator import login_options
+    from detour.iscsi.probe import RawUnit
+    from detour.iscsi.session import login
 
-    store = await connect(runtime, url, initiator_name=INITIATOR_NAME, read_only=True)
+    session = await login(url.host, url.port, url.target, login_options(url))
     try:
         rows = []
-        for lun in luns_of((await store.command(REPORT_LUNS, data_in_bytes=4096)).data):
-            row: dict[str, Any] = {"lun": lun_number(lun)}
+        report = await RawUnit(session, 0).command(REPORT_LUNS, data_in_bytes=4096)
+        for number in map(lun_number, luns_of(report.data)):
+            row: dict[str, Any] = {"lun": number}
+            unit = RawUnit(session, number)
             try:
-                row |= standard_inquiry((await store.command(inquiry_cdb(), data_in_bytes=1024, lun=lun)).data)
-                capacity = (await store.command(capacity_cdb(), data_in_bytes=32, lun=lun)).data
-                last_lba, block_bytes = struct.unpack_from(">QI", capacity.ljust(32, b"\0"))
-                row |= {"block_bytes": block_bytes, "bytes": (last_lba + 1) * block_bytes}
+                row |= standard_inquiry((await unit.command(inquiry_cdb(), data_in_bytes=1024)).data)
+                if row["device_type"] in DISK_TYPES:
+                    capacity = (await unit.command(capacity_cdb(), data_in_bytes=32)).data
+                    last_lba, block_bytes = struct.unpack_from(">QI", capacity.ljust(32, b"\0"))
+                    row |= {"block_bytes": block_bytes, "bytes": (last_lba + 1) * block_bytes}
             except DetourError as error:
                 row["error"] = str(error)
             rows.append(row)
         return rows
     finally:
-        await store.close()
+        session.sock.close()
 
 
 async def list_targets(text: str, with_luns: bool) -> list[dict[str, Any]]:
     from dataclasses import replace
 
     from detour.errors import DetourError
-    from detour.iscsi.chap import Credentials
-    from detour.iscsi.session import LoginOptions, discover
-    from detour.runtime import Runtime
+    from detour.iscsi.initiator import discover
     from detour.urls import format_endpoint, parse_iscsi_url
 
     url = parse_iscsi_url(text, portal_only=True)
-    credentials = Credentials(url.user, url.secret) if url.secret else None
-    targets = []
-    for found in await discover(url.host, url.port, LoginOptions(INITIATOR_NAME, credentials=credentials)):
+    targets: list[dict[str, Any]] = []
+    for found in await discover(url):
         if url.target and found.name != url.target:
             continue
         portals = [format_endpoint(host, port) + (f",{group}" if group is not None else "")
                    for host, port, group in found.addresses]
-        targets.append({"target": found.name, "portals": portals})
-    if with_luns:
-        async with Runtime() as runtime:
-            for row in targets:
-                try:
-                    row["luns"] = await list_luns(runtime, replace(url, target=row["target"], lun=0))
-                except DetourError as error:
-                    row["error"] = str(error)
+        row: dict[str, Any] = {"target": found.name, "portals": portals}
+        try:
+            row["luns"] = await list_luns(replace(url, target=found.name, lun=0)) if with_luns else []
+        except DetourError as error:
+            row["error"] = str(error)
+        targets.append(row)
     return targets
 
 
@@ -89,7 +90,8 @@ def command(url: str, with_luns: bool, as_json: bool) -> int:
     for row in targets:
         click.echo(f"{row['target']}  {' '.join(row['portals'])}")
         for lun in row.get("luns", []):
-            told = lun.get("error") or f"{lun['vendor']} {lun['product']}  {human_bytes(lun['bytes'])}"
+            size = human_bytes(lun["bytes"]) if "bytes" in lun else f"device type {lun.get('device_type', '?')}"
+            told = lun.get("error") or f"{lun['vendor']} {lun['product']}  {size}"
             click.echo(f"  LUN {lun['lun']}: {told}")
         if "error" in row:
             click.echo(f"  {row['error']}")
