@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from detour.core.fault_store import FaultStoreHandle
 from detour.core.loadgen import LoadGenerator, histogram_names, histogram_words, section_words, stats_names
 from detour.core.reactor import Reactor
 from detour.core.stamps import ordered_prefix
@@ -256,3 +257,69 @@ def test_time_limit_and_stop(reactor):
 def test_wrong_settings_are_refused(reactor, wrong):
     with pytest.raises(ValueError):
         LoadGenerator(reactor, 7, MemoryStore(reactor, SIZE), **wrong)
+
+
+def drive(reactor, load, store, seed: int, steps: int, wrong=None) -> None:
+    """Completes what is pending in a random order, some writes with an error; `wrong(step)` may spoil the image."""
+    chance = np.random.default_rng(seed)
+    load.start()
+    for step in range(steps):
+        reactor.turn(0)
+        pending = store.pending()
+        if not pending:
+            continue
+        index = int(chance.integers(len(pending)))
+        if chance.random() < 0.05:
+            store.fail(index, -2)
+        else:
+            store.complete(index)
+        if wrong is not None:
+            wrong(step)
+    reactor.drain()
+    load.stop()
+    for _ in range(50):
+        store.complete_all()
+        reactor.turn(0)
+    assert not load.running
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_order_of_completion_is_right(reactor, seed):
+    store = FaultStoreHandle(reactor, 8 * UNIT)
+    load = LoadGenerator(reactor, 7, store, depth=6, io_bytes_max=3 * UNIT, seed=seed, flush_every=20)
+    drive(reactor, load, store, seed, 1500)
+    figures = totals(load)
+    assert figures["errors"] > 10 and figures["checked_bytes"] > 100 * UNIT
+    assert load.first_mismatch is None and load.first_error["status"] == -2
+    assert load.compare(bytes(store.image))["wrong"] == 0
+
+
+def test_writes_in_flight_never_overlap(reactor):
+    store = FaultStoreHandle(reactor, 8 * UNIT)
+    load = LoadGenerator(reactor, 7, store, depth=8, io_bytes_max=3 * UNIT, read_share=0.2)
+    most = 0
+
+    def check(_step):
+        nonlocal most
+        taken = [unit for op, offset, length in store.pending() if op == 1
+                 for unit in range(offset // UNIT, (offset + length) // UNIT)]
+        assert len(taken) == len(set(taken))
+        most = max(most, len(taken))
+
+    drive(reactor, load, store, 3, 800, check)
+    assert most > 3
+
+
+def test_a_rollback_under_load_is_seen(reactor):
+    store = FaultStoreHandle(reactor, 8 * UNIT)
+    load = LoadGenerator(reactor, 7, store, depth=6)
+    kept = []
+
+    def roll_back(step):
+        if step == 700:
+            kept.append(bytes(store.image))
+        if step == 900:
+            memoryview(store.image)[:] = kept[0]
+
+    drive(reactor, load, store, 1, 1500, roll_back)
+    assert load.first_mismatch["kind"] == "old"
