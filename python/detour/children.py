@@ -1,7 +1,7 @@
 """Other `detour` processes of one program's own: started, awaited until ready, and surely ended.
 
-They run in sessions of their own, so that Ctrl-C reaches only the program, and the kernel ends them when the program dies
-in disorder. Start them before threads are there: the child runs a little code of ours between fork and exec.
+They run in sessions of their own, so that Ctrl-C reaches only the program, and the kernel ends them when the program
+dies in disorder. Start them before threads are there: the child runs a little code of ours between fork and exec.
 """
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Child:
         return cls(name, process, log)
 
     async def wait_ready(self, seconds: float = READY_SECONDS) -> dict[str, str]:
-        """Waits for the line that begins with "ready "; answers its key=value words. DetourError when it ends before."""
+        """Waits for the line that begins with "ready "; answers its key=value words. DetourError when there is none."""
         try:
             async with asyncio.timeout(seconds):
                 line = await self._ready_line()

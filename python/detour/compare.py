@@ -105,3 +105,19 @@ def compare_expected(path: Path, expectation: Expectation, tail_source: Path | N
         if left != right:
             result.first_difference = region + first_difference(left, right)
     return result
+
+
+async def compare_store(store: Any, path: Path, length_bytes: int) -> Comparison:
+    """An open store (detour.stores.OpenStore) with a file."""
+    result = Comparison()
+    if store.size_bytes < length_bytes:
+        result.first_difference = store.size_bytes
+        return result
+    for offset, expected in pieces(path, length_bytes):
+        whole = -(-len(expected) // store.block_bytes) * store.block_bytes
+        found = (await store.read(offset, whole))[: len(expected)]
+        result.compared_bytes += len(expected)
+        if found != expected:
+            result.first_difference = offset + first_difference(found, expected)
+            return result
+    return result

@@ -8,7 +8,8 @@
     GET    /healthz                           -> {"ok": true}
 
 A redirect counts on all portals, at once for new logins; sessions stay until they are dropped. The answer to a drop
-comes when the tasks of the dropped sessions have ended at the store. An error is {"error": sentence} with status 400 or 404.
+comes when the tasks of the dropped sessions have ended at the store. An error is {"error": sentence} with status 400
+or 404.
 """
 from __future__ import annotations
 
