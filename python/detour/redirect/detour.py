@@ -68,9 +68,9 @@ class DetourDriver(RedirectDriver):
             raise StorageError(f"main's target {self.context.target} {told}, but should {should}")
 
     async def sessions(self) -> list[MainSession]:
-        own = self.context.initiator_name
+        own = self.context.initiator_name.lower()
         return [MainSession(str(row["id"]), row["initiator"], _host_of(row.get("peer") or ""), row.get("isid") or "",
-                            row["initiator"] == own)
+                            row["initiator"].lower() == own)
                 for row in await self._ask("GET", "/sessions")]
 
     async def drop_all(self) -> int:

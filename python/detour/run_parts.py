@@ -1,0 +1,115 @@
+"""What a detour run works with: its limits, its parts, the watch over a running copy, waits between tries."""
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from detour.backups.catalog import Catalog
+from detour.backups.raw import Sink
+from detour.errors import DetourError
+from detour.phases import Result
+from detour.redirect.base import Address, Memo, RedirectDriver
+from detour.volumes import LiveVolume
+
+CORE_PASS, CORE_ARMED, CORE_COPYING, CORE_CATCHING_UP, CORE_HOLDING = range(5)     # volume.pxd
+FAULT_OF_BACKUP = 3             # where an EVENT_VOLUME_FAULT came from
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Limits of a run. Times in seconds."""
+
+    max_pause_s: float = 1.0
+    reads_from_backup: bool = False     # base reads while catching up: from the backup instead of main
+    check_limit_s: float = 15.0         # main's answer in the checks beforehand
+    arm_limit_s: float = 20.0           # from the drop to the freeze, while hosts' commands wait: below their 30 s
+    room_wait_limit_s: float = 2.0      # a host's command waits for journal room: the copy gives way
+    stall_limit_s: float = 120.0        # the copy does not go on though main is there
+    hold_limit_s: float = 10.0          # a hold that lasts longer is given up
+    guard_s: float = 5.0                # how often main is looked at for sessions that should not be there
+    hook: tuple[str, ...] = ()          # run at the freeze
+    hook_limit_s: float = 30.0
+    copy_window: int = 8
+    copy_bytes_per_second: int = 0
+    poll_s: float = 0.1
+    retry_first_s: float = 0.2
+    retry_max_s: float = 10.0
+    sink_limit_s: float = 10.0          # for a backup storage to let go of what is in flight
+
+
+@dataclass
+class RunParts:
+    """What a run works with."""
+
+    live: LiveVolume
+    driver: RedirectDriver
+    address: Address                    # what main's redirect tells the hosts
+    catalog: Catalog
+    marker: Memo                        # kept while main may be redirecting because of this run
+    open_sink: Callable[[str, bool], Awaitable[Sink]]       # (backup id, resume) -> opened, room checked
+    settings: RunSettings = field(default_factory=RunSettings)
+    identity: dict[str, Any] = field(default_factory=dict)
+
+
+class GiveUp(Exception):
+    """The outward way ends here, with this result and reason. Never leaves a run."""
+
+    def __init__(self, result: Result, reason: str) -> None:
+        super().__init__(reason)
+        self.result = result
+        self.reason = reason
+
+
+class CopyWatch:
+    """What makes a running copy give way; asked every poll."""
+
+    def __init__(self, settings: RunSettings, live: LiveVolume) -> None:
+        self._settings = settings
+        self._live = live
+        self._copied = -1
+        self._moved_at = time.monotonic()
+
+    def trouble(self, stats: dict[str, int]) -> str:
+        """A sentence, or nothing."""
+        if stats["room_wait_ns"] > self._settings.room_wait_limit_s * 1e9:
+            return "the journal is full: the host had to wait for room"
+        while not self._live.faults.empty():
+            _status, lba, where = self._live.faults.get_nowait()
+            if where == FAULT_OF_BACKUP:
+                return f"the backup storage failed at block {lba}"
+        now = time.monotonic()
+        if stats["copied_bytes"] != self._copied or self._live.main_is_lost:
+            self._copied, self._moved_at = stats["copied_bytes"], now
+        if now - self._moved_at > self._settings.stall_limit_s:
+            return f"the copy has not gone on for {self._settings.stall_limit_s:g} s"
+        return ""
+
+
+class Backoff:
+    """Growing waits between tries of a step that has to work."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self._next_s, self._max_s = settings.retry_first_s, settings.retry_max_s
+
+    def next(self) -> float:
+        now = self._next_s
+        self._next_s = min(self._next_s * 2, self._max_s)
+        return now
+
+
+async def end_tasks(*tasks: asyncio.Task[Any]) -> None:
+    """Cancels what still runs and waits for it."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def sentence_of(error: BaseException) -> str:
+    if isinstance(error, DetourError):
+        return error.message
+    if isinstance(error, TimeoutError):
+        return "it took too long"
+    return f"{type(error).__name__}: {error}"

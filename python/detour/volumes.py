@@ -1,0 +1,266 @@
+"""A volume under the gateway, as the run driver meets it: the core's handles behind coroutines, bounded in time.
+
+Nothing is decided here. Every call either does its one thing or raises a DetourError; what the core calls a wrong order
+is a UsageError, E_BUSY a BusyError.
+"""
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from detour import events
+from detour.errors import ScsiError, TimeoutError_, UsageError
+from detour.runtime import Answer, Runtime
+
+COMMAND_LIMIT_S = 20.0          # bound on what the core answers without waiting for storage or hosts
+REPORT_LUNS = bytes([0xA0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0])
+INQUIRY = bytes([0x12, 0, 0, 0, 36, 0])
+DISK_TYPES = (0x00, 0x0E)       # direct access, simplified direct access
+NOTE_BYTES_MAX = 2048
+
+
+class Portal(Protocol):
+    """The gateway's door for the hosts of a target."""
+
+    def admit(self) -> None:
+        """Logins are accepted from now on."""
+
+    def turn_home(self) -> None:
+        """Logins are redirected to main from now on."""
+
+    def sessions(self) -> int:
+        """Sessions of hosts that are on the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyEnd:
+    """How a copy ended: the core's Status, bytes copied, and where it failed."""
+
+    status: int
+    copied_bytes: int
+    failing_offset_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a journal held after a stop in disorder."""
+
+    live: int
+    flushed: int
+    torn: int
+    corrupt: int
+    live_bytes: int
+    phase: int
+    corrupt_seq: int
+    corrupt_lba: int
+
+
+class LiveVolume:
+    """The handles of one volume and its target. `main` is an OpenStore; the others are handles of the core."""
+
+    def __init__(self, runtime: Runtime, name: str, main: Any, volume: Any, target: Any, journal: Any,
+                 portal: Portal, luns: Iterable[int] = ()) -> None:
+        self.runtime = runtime
+        self.name = name
+        self.main = main
+        self.volume = volume
+        self.target = target
+        self.journal = journal
+        self.portal = portal
+        self.luns = frozenset(luns)             # LUNs of main's target that the configuration knows
+        self.faults: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue(maxsize=64)   # status, LBA, where
+        self._copy_end: asyncio.Future[CopyEnd] | None = None
+        self._names = list(volume.stats_names())
+        self._stats = np.frombuffer(volume.stats, dtype=np.uint64)
+        self._target_names = list(target.stats_names())
+        self._target_stats = np.frombuffer(target.stats, dtype=np.uint64)
+        runtime.on_event(events.COPY_DONE, volume.id, self._on_copy_end)
+        runtime.on_event(events.VOLUME_FAULT, volume.id, self._on_fault)
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def size_bytes(self) -> int:
+        return self.main.size_bytes
+
+    @property
+    def block_bytes(self) -> int:
+        return self.main.block_bytes
+
+    @property
+    def reactor(self) -> Any:
+        return self.volume.reactor
+
+    @property
+    def phase(self) -> int:
+        """The core's phase: 0 pass, 1 armed, 2 copying, 3 catching up, 4 holding."""
+        return self.volume.phase
+
+    @property
+    def copy_is_complete(self) -> bool:
+        return self.volume.copy_is_complete
+
+    @property
+    def main_is_lost(self) -> bool:
+        return getattr(self.main, "state", "connected") != "connected"
+
+    def stats(self) -> dict[str, int]:
+        """The volume's counters, read without asking the loop."""
+        return {name: int(value) for name, value in zip(self._names, self._stats[:len(self._names)], strict=True)}
+
+    def target_stats(self) -> dict[str, int]:
+        return {name: int(value)
+                for name, value in zip(self._target_names, self._target_stats[:len(self._target_names)], strict=True)}
+
+    def latency(self) -> tuple[np.ndarray, np.ndarray]:
+        """The target's read and write histograms, as copies: count, sum, max, buckets (stats.pxd)."""
+        rest = self._target_stats[len(self._target_names):].copy()
+        half = len(rest) // 2
+        return rest[:half], rest[half:half * 2]
+
+    # -- main --------------------------------------------------------------------------------------------------------
+
+    async def check_main(self, limit_s: float) -> None:
+        """Main answers a read. TimeoutError_ or StorageError when it does not."""
+        await _within(limit_s, "a read of main", self.main.read(0, self.block_bytes))
+
+    async def flush_main(self, limit_s: float = COMMAND_LIMIT_S) -> None:
+        await _within(limit_s, "a flush of main", self.main.flush())
+
+    async def foreign_disks(self) -> list[int]:
+        """LUNs of main's target that are disks and not configured: their hosts would be cut off by a redirect."""
+        try:
+            answer = await self.main.command(REPORT_LUNS, data_in_bytes=4096)
+        except ScsiError:
+            return []
+        count = min(int.from_bytes(answer.data[:4], "big"), len(answer.data) - 8) // 8
+        found = []
+        for at in range(8, 8 + 8 * count, 8):
+            wire = answer.data[at:at + 8]
+            lun = int.from_bytes(wire[:2], "big") & 0x3FFF
+            if lun not in self.luns and await self._is_disk(wire):
+                found.append(lun)
+        return found
+
+    async def _is_disk(self, wire_lun: bytes) -> bool:
+        try:
+            answer = await self.main.command(INQUIRY, data_in_bytes=36, lun=wire_lun)
+        except ScsiError:
+            return False
+        return bool(answer.data) and answer.data[0] >> 5 == 0 and answer.data[0] & 0x1F in DISK_TYPES
+
+    # -- phases of the core ------------------------------------------------------------------------------------------
+
+    async def arm(self) -> None:
+        await self._ask(self.volume.set_phase(1), "arming")
+
+    async def disarm(self) -> None:
+        await self._ask(self.volume.set_phase(0), "disarming")
+
+    async def freeze(self, pit_id: bytes, note: dict[str, Any]) -> int:
+        """The point in time begins; answers it, in ns of the wall clock. BusyError while a request is running."""
+        text = json.dumps(note, separators=(",", ":")).encode()
+        if len(text) > NOTE_BYTES_MAX:
+            raise UsageError(f"the journal's note would have {len(text)} bytes; {NOTE_BYTES_MAX} fit")
+        return (await self._ask(self.volume.freeze(pit_id, text), "the freeze")).results[0]
+
+    async def copy_start(self, sink: Any, window: int, rate_bytes_s: int) -> asyncio.Future[CopyEnd]:
+        """Begins, or goes on with, the copy to an OpenStore; the future is done when it ends."""
+        self._copy_end = asyncio.get_running_loop().create_future()
+        await self._ask(self.volume.copy_start(sink.handle, window, rate_bytes_s), "the start of the copy")
+        return self._copy_end
+
+    async def copy_stop(self) -> None:
+        """Gives the copy up; what is in flight still ends."""
+        await self._ask(self.volume.copy_stop(), "giving the copy up")
+
+    async def copy_ended(self, limit_s: float) -> None:
+        """Returns when nothing of the copy is in flight. TimeoutError_ when the backup storage keeps it."""
+        if self._copy_end is not None:
+            await _within(limit_s, "the end of the copy", asyncio.shield(self._copy_end))
+
+    async def forget_sink(self, limit_s: float) -> None:
+        """The backup store may be closed afterwards."""
+        async def until_free() -> None:
+            while (await self.runtime.wait(self.volume.forget_sink(), check=False)).status == -14:
+                await asyncio.sleep(0.05)
+        await _within(limit_s, "letting go of the backup storage", until_free())
+
+    def checksums(self) -> bytes:
+        return self.volume.checksums()
+
+    async def catch_up(self, reads_from_backup: bool) -> None:
+        await self._ask(self.volume.catch_up(reads_from_backup), "the begin of catch-up")
+
+    async def round(self) -> tuple[int, int, float]:
+        """One round; answers bytes, runs, seconds. As long as main needs."""
+        answer = await self.runtime.wait(self.volume.round(), context="a catch-up round")
+        return answer.results[0], answer.results[1], answer.results[2] / 1e9
+
+    async def hold(self) -> None:
+        await self._ask(self.volume.hold(), "the hold")
+
+    async def unhold(self) -> None:
+        await self._ask(self.volume.unhold(), "the end of the hold")
+
+    async def drain(self) -> None:
+        await self.runtime.wait(self.volume.drain(), context="the drain of the volume")
+
+    async def throttle(self, write_bytes_s: int) -> None:
+        await self._ask(self.volume.throttle(write_bytes_s), "the throttle")
+
+    async def release(self) -> None:
+        await self._ask(self.volume.release(), "the release")
+
+    async def recover(self, check_data: bool = True) -> Recovered:
+        """Rebuilds the overlay from the journal. CorruptError when it cannot be trusted."""
+        answer = await self.runtime.wait(self.volume.recover(check_data), context=f"recovery of {self.name}")
+        return Recovered(*answer.results)
+
+    # -- hosts -------------------------------------------------------------------------------------------------------
+
+    async def hold_hosts(self) -> None:
+        """Command windows are closed; NOP-Out is answered all the time."""
+        await self._ask(self.target.hold(True), "closing the command windows")
+
+    async def drain_hosts(self) -> None:
+        await self.runtime.wait(self.target.drain(), context="the drain of the hosts' commands")
+
+    async def resume_hosts(self) -> None:
+        await self._ask(self.target.resume(), "opening the command windows")
+
+    async def send_home(self) -> int:
+        """Async Message event 3 with Time2Wait 0, then close. Answers how many sessions there were."""
+        answer = await self.runtime.wait(self.target.send_home(0, 0, 50), context="sending the hosts home")
+        return answer.results[0]
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    async def _ask(self, ticket: int, what: str) -> Answer:
+        return await _within(COMMAND_LIMIT_S, what, self.runtime.wait(ticket, context=what))
+
+    def _on_copy_end(self, status: int, results: tuple[int, ...], _data: bytes | None) -> None:
+        if self._copy_end is not None and not self._copy_end.done():
+            self._copy_end.set_result(CopyEnd(status, results[0], results[1]))
+
+    def _on_fault(self, status: int, results: tuple[int, ...], _data: bytes | None) -> None:
+        if not self.faults.full():
+            self.faults.put_nowait((status, results[0], results[2]))
+
+    async def close(self) -> None:
+        self.runtime.off_event(events.COPY_DONE, self.volume.id)
+        self.runtime.off_event(events.VOLUME_FAULT, self.volume.id)
+
+
+async def _within(limit_s: float, what: str, work: Any) -> Any:
+    try:
+        async with asyncio.timeout(limit_s):
+            return await work
+    except TimeoutError:
+        raise TimeoutError_(f"{what} took longer than {limit_s:g} s") from None
+

@@ -1,0 +1,615 @@
+"""The run driver with fake core, redirect and sink: the plain run, and every way in which one can fail."""
+import asyncio
+import struct
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from detour.backups.catalog import BackupRecord, Catalog, Status
+from detour.detour import DetourRun
+from detour.errors import BusyError, StorageError, TimeoutError_
+from detour.phases import Phase, Result
+from detour.redirect.base import Address, MainSession, Memo
+from detour.run_parts import CORE_CATCHING_UP, CORE_COPYING, CORE_PASS, RunParts, RunSettings
+from detour.volumes import CopyEnd
+
+MIB = 2**20
+SIZE = MIB
+GATEWAY = Address("127.0.0.2", 3260)
+
+
+class FakeLive:
+    """The core as the driver sees it. `log` has every call in order; `fail[name]` is a list of errors to raise, first
+    come first served."""
+
+    name = "db01"
+    size_bytes = SIZE
+    block_bytes = 512
+
+    def __init__(self):
+        self.log, self.fail = [], {}
+        self.phase = CORE_PASS
+        self.copy_is_complete = False
+        self.main_is_lost = False
+        self.dirty = 100_000
+        self.counters = dict.fromkeys(("write_bytes", "copied_bytes", "unreflected_bytes", "journal_used_bytes",
+                                       "journal_bytes", "room_wait_ns"), 0)
+        self.faults = asyncio.Queue()
+        self.foreign = []
+        self.portal = SimpleNamespace(admit=lambda: self.log.append("admit"),
+                                      turn_home=lambda: self.log.append("turn_home"), sessions=lambda: 1)
+        self.ended = None
+        self.copy_behaviour = "done"        # or an int status, "hang", "stuck" (does not end after a stop)
+        self.checks = []
+
+    def stats(self):
+        return {**self.counters, "unreflected_bytes": self.dirty if self.phase >= CORE_COPYING else 0}
+
+    def target_stats(self):
+        return {"errors": 0}
+
+    def latency(self):
+        return np.zeros(307, np.uint64), np.zeros(307, np.uint64)
+
+    def _step(self, name):
+        self.log.append(name)
+        if self.fail.get(name):
+            raise self.fail[name].pop(0)
+
+    async def check_main(self, limit_s):
+        self._step("check_main")
+
+    async def flush_main(self, limit_s=1.0):
+        self._step("flush_main")
+
+    async def foreign_disks(self):
+        return self.foreign
+
+    async def arm(self):
+        self._step("arm")
+        self.phase = 1
+
+    async def disarm(self):
+        self._step("disarm")
+        self.phase = CORE_PASS
+
+    async def freeze(self, pit_id, note):
+        self._step("freeze")
+        assert len(pit_id) == 16 and note["volume"] == self.name
+        self.phase = CORE_COPYING
+        return 1_700_000_000_000_000_000
+
+    async def copy_start(self, sink, window, rate_bytes_s):
+        self._step("copy_start")
+        self.ended = asyncio.get_running_loop().create_future()
+        if self.copy_behaviour == "done":
+            self.counters["copied_bytes"] = SIZE
+            self.ended.set_result(CopyEnd(0, SIZE, 0))
+        elif isinstance(self.copy_behaviour, int):
+            self.ended.set_result(CopyEnd(self.copy_behaviour, 0, 4096))
+        return self.ended
+
+    async def copy_stop(self):
+        self._step("copy_stop")
+        if self.ended is not None and not self.ended.done() and self.copy_behaviour != "stuck":
+            self.ended.set_result(CopyEnd(-8, 0, 0))
+
+    async def copy_ended(self, limit_s):
+        if self.ended is not None and not self.ended.done():
+            raise TimeoutError_("the end of the copy took too long")
+
+    async def forget_sink(self, limit_s):
+        self._step("forget_sink")
+
+    def checksums(self):
+        return struct.pack("<4I", 1, 2, 3, 4)
+
+    async def catch_up(self, reads_from_backup):
+        self._step(f"catch_up {reads_from_backup}" if reads_from_backup else "catch_up")
+        self.phase = CORE_CATCHING_UP
+
+    async def round(self):
+        self._step("round")
+        done, self.dirty = self.dirty, (0 if self.phase == 4 else self.dirty // 10)
+        return done, 1, 0.001
+
+    async def hold(self):
+        self._step("hold")
+        self.phase = 4
+
+    async def unhold(self):
+        self._step("unhold")
+        self.phase = CORE_CATCHING_UP
+
+    async def drain(self):
+        self._step("drain")
+
+    async def throttle(self, n):
+        self._step("throttle")
+
+    async def release(self):
+        self._step("release")
+        assert self.dirty == 0
+        self.phase = CORE_PASS
+
+    async def hold_hosts(self):
+        self._step("hold_hosts")
+
+    async def drain_hosts(self):
+        self._step("drain_hosts")
+
+    async def resume_hosts(self):
+        self._step("resume_hosts")
+
+    async def send_home(self):
+        self._step("send_home")
+        return 1
+
+
+class FakeDriver:
+    def __init__(self, live):
+        self.live = live
+        self.address = None
+        self.fenced = False
+        self.others = [MainSession("1", "iqn.host")]
+
+    async def prepare(self):
+        self.live._step("prepare")
+
+    async def set(self, address):
+        self.live._step("set")
+        self.address = address
+
+    async def clear(self):
+        self.live._step("clear")
+        self.address = None
+
+    async def verify(self, address):
+        self.live._step("verify_off" if address is None else "verify_on")
+        if address != self.address:
+            raise StorageError("not as it should be")
+
+    async def sessions(self):
+        self.live._step("sessions")
+        return [*self.others, MainSession("9", "iqn.gateway", ours=True)]
+
+    async def drop_all(self):
+        self.live._step("drop_all")
+        self.others = []
+        return 1
+
+    async def barrier(self):
+        self.live._step("barrier")
+
+    async def fence(self):
+        self.live._step("fence")
+        self.fenced = True
+
+    async def unfence(self):
+        self.live._step("unfence")
+        self.fenced = False
+
+
+class FakeSink:
+    url = "file:///backup/x.img"
+    partial_path = ""
+    store = None
+
+    def __init__(self, live):
+        self.live = live
+
+    async def publish(self):
+        self.live._step("publish")
+
+    async def discard(self):
+        self.live._step("discard")
+
+    async def close(self):
+        self.live._step("close_sink")
+        if self.live.ended is not None and not self.live.ended.done():
+            self.live.ended.set_result(CopyEnd(-7, 0, 0))
+
+
+class World:
+    """A run with all its fakes; `go` runs it and checks what must hold after every run whatsoever."""
+
+    def __init__(self, folder, **settings):
+        self.live = FakeLive()
+        self.driver = FakeDriver(self.live)
+        self.catalog = Catalog(folder)
+        self.marker = Memo(None)
+        settings = {"poll_s": 0.005, "retry_first_s": 0.001, "retry_max_s": 0.01, "arm_limit_s": 1.0, "guard_s": 60.0,
+                    "hold_limit_s": 0.5, "sink_limit_s": 0.2, **settings}
+        self.parts = RunParts(self.live, self.driver, GATEWAY, self.catalog, self.marker, self.open_sink,
+                              RunSettings(**settings), {"serial": "beaf11"})
+        self.run = DetourRun(self.parts, "nightly", "a tag")
+        self.phases = []
+
+    async def open_sink(self, backup_id, resume):
+        self.live._step("open_sink" + (" resume" if resume else ""))
+        return FakeSink(self.live)
+
+    def go(self, beside=None):
+        async def both():
+            extra = asyncio.create_task(beside()) if beside else None
+            self.documents = []
+
+            async def follow():
+                async for document in self.run.follow(0.05):
+                    self.documents.append(document)
+            follower = asyncio.create_task(follow())
+            result = await asyncio.wait_for(self.run.run(), 10)
+            await asyncio.wait_for(follower, 5)
+            if extra is not None:
+                await extra
+            return result
+        result = asyncio.run(both())
+        self.check_home(result)
+        return result
+
+    def check_home(self, result):
+        """Rules 1, 5 and 10: whatever happened, the volume is out of the way, main takes logins, nothing is left."""
+        assert self.run.phases.now is Phase.HOME and self.run.over
+        assert self.live.phase == CORE_PASS
+        assert self.driver.address is None and not self.driver.fenced
+        assert self.marker.read() is None
+        last = self.documents[-1]
+        assert last["result"] == result.value and last["phase"] == "home"
+        assert last["exit_code"] == {"done": 0, "failed": 1, "abandoned": 3, "cancelled": 3}[result.value]
+        if "set" in self.live.log:
+            self.in_order("clear", "turn_home", "send_home")
+            assert self.live.log.index("send_home") > max(
+                at for at, step in enumerate(self.live.log) if step in ("clear", "verify_off"))
+        if "freeze" in self.live.log and "release" in self.live.log:
+            assert self.live.dirty == 0
+            self.in_order("hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "clear", "release")
+        if result is not Result.DONE:
+            assert self.run.reason and last["reason"] == self.run.reason
+
+    def in_order(self, *steps):
+        """The last `len(steps)` of these steps happened in this order (repeats of each allowed before)."""
+        at = len(self.live.log)
+        for step in reversed(steps):
+            found = [place for place, one in enumerate(self.live.log[:at]) if one == step]
+            assert found, f"{step} is missing before {self.live.log[at:]} in {self.live.log}"
+            at = found[-1]
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+def test_a_plain_run(world):
+    assert world.go() is Result.DONE
+    log = world.live.log
+    first = ["check_main", "prepare", "open_sink", "arm", "admit", "set", "verify_on", "fence", "drop_all", "sessions",
+             "barrier", "flush_main", "verify_on", "sessions", "freeze", "copy_start", "publish", "catch_up", "round"]
+    assert log[:len(first)] == first
+    assert log[log.index("hold_hosts"):] == [
+        "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "unfence", "clear", "verify_off",
+        "turn_home", "release", "send_home", "throttle", "resume_hosts", "forget_sink", "close_sink"] \
+        or "send_home" in log
+    phases = [document["phase"] for document in world.documents]
+    assert phases[-1] == "home" and len(phases) >= 2
+    record = world.catalog.list()[0]
+    assert record.status is Status.COMPLETE and record.pit_ns == 1_700_000_000_000_000_000
+    assert record.identity == {"serial": "beaf11"} and record.tag == "a tag" and record.store == "nightly"
+    assert world.catalog.checksums(record) == struct.pack("<4I", 1, 2, 3, 4)
+    last = world.documents[-1]
+    assert last["backup_id"] == record.id and last["backup"]["status"] == "complete"
+    assert last["copy"]["bytes_done"] == SIZE and last["catch_up"]["rounds"] >= 2
+    assert last["cutover"]["predicted_ms"] > 0 and last["cutover"]["actual_ms"] > 0
+    assert last["pit_at"].startswith("2023-11-14")
+
+
+def test_the_document_has_every_field_of_the_contract(world):
+    world.go()
+    last = world.documents[-1]
+    assert {"id", "volume", "store", "tag", "phase", "started_at", "pit_at", "volume_bytes", "copy", "catch_up",
+            "cutover", "host", "journal", "result", "reason", "backup_id", "exit_code"} <= last.keys()
+    assert last["copy"].keys() == {"bytes_done", "bytes_total", "bytes_per_second", "seconds_left"}
+    assert last["catch_up"].keys() == {"rounds", "bytes", "remaining_bytes", "bytes_per_second"}
+    assert last["cutover"].keys() == {"predicted_ms", "actual_ms"}
+    assert last["host"].keys() == {"sessions", "write_bytes_per_second", "p99_ms", "longest_ms", "errors"}
+    assert last["journal"].keys() == {"used_bytes", "size_bytes"}
+
+
+@pytest.mark.parametrize("step", ["check_main", "prepare", "open_sink"])
+def test_a_failed_check_changes_nothing(world, step):
+    world.live.fail[step] = [StorageError(f"{step} says no")]
+    assert world.go() is Result.FAILED
+    assert world.run.reason == f"{step} says no"
+    assert not {"set", "arm", "drop_all", "freeze"} & set(world.live.log)
+
+
+def test_disks_that_are_not_configured_are_a_reason_to_refuse(world):
+    world.live.foreign = [3, 4]
+    assert world.go() is Result.FAILED
+    assert "LUN 3, 4" in world.run.reason
+
+
+@pytest.mark.parametrize("step", ["arm", "set", "verify_on", "fence", "drop_all", "sessions", "barrier", "flush_main",
+                                  "freeze"])
+def test_a_failure_before_the_freeze_sends_everybody_home(world, step):
+    world.live.fail[step] = [StorageError(f"{step} says no")]
+    assert world.go() is Result.ABANDONED
+    assert world.run.reason == f"{step} says no"
+    assert "copy_start" not in world.live.log and "discard" in world.live.log
+    assert world.catalog.list() == []
+    world.in_order("disarm", "hold_hosts", "drain_hosts", "flush_main", "clear", "send_home")
+
+
+def test_a_host_that_cannot_be_moved_is_given_up_on(tmp_path):
+    world = World(tmp_path, arm_limit_s=0.05)
+
+    async def stays():
+        world.live._step("drop_all")
+        return 1
+    world.driver.drop_all = stays
+    assert world.go() is Result.ABANDONED
+    assert "freeze" not in world.live.log
+
+
+def test_a_busy_freeze_is_tried_again(world):
+    world.live.fail["freeze"] = [BusyError("a request is running")] * 3
+    assert world.go() is Result.DONE
+    assert world.live.log.count("freeze") == 4
+
+
+def test_a_host_that_comes_back_before_the_freeze_ends_the_backup(world):
+    calls = []
+
+    async def sessions():
+        calls.append(1)
+        return [MainSession("7", "iqn.late")] if len(calls) == 2 else []
+    world.driver.sessions = sessions
+    assert world.go() is Result.ABANDONED
+    assert "freeze" not in world.live.log
+
+
+@pytest.mark.parametrize("behaviour", [-2, -9, -4, -12])
+def test_a_failed_copy_abandons_the_backup(world, behaviour):
+    world.live.copy_behaviour = behaviour
+    assert world.go() is Result.ABANDONED
+    assert "the copy failed at byte 4096" in world.run.reason
+    assert world.catalog.list() == []
+    world.in_order("copy_stop", "forget_sink", "discard")
+    assert "publish" not in world.live.log
+
+
+@pytest.mark.parametrize("step", ["publish", "copy_start"])
+def test_a_backup_storage_that_fails_late_abandons_the_backup(world, step):
+    world.live.fail[step] = [StorageError("the disk is full")]
+    assert world.go() is Result.ABANDONED
+    assert world.run.reason == "the disk is full"
+    assert world.catalog.list() == []
+
+
+def test_a_catalog_that_cannot_be_written_abandons_the_backup(world, monkeypatch):
+    def no(*_):
+        raise StorageError("no catalog")
+    monkeypatch.setattr(world.catalog, "put", no)
+    assert world.go() is Result.ABANDONED
+    assert world.run.reason == "no catalog"
+
+
+def test_a_backup_storage_that_never_answers_is_left_behind(world):
+    world.live.copy_behaviour = "stuck"
+
+    async def cancel():
+        await asyncio.sleep(0.05)
+        world.run.cancel()
+    assert world.go(cancel) is Result.CANCELLED
+    world.in_order("copy_stop", "close_sink", "forget_sink", "discard")
+
+
+def test_a_full_journal_abandons_the_copy(world):
+    world.live.copy_behaviour = "hang"
+    world.live.counters["room_wait_ns"] = 3_000_000_000
+    assert world.go() is Result.ABANDONED
+    assert "journal is full" in world.run.reason
+
+
+def test_a_fault_of_the_backup_abandons_the_copy(world):
+    world.live.copy_behaviour = "hang"
+    world.live.faults.put_nowait((-2, 77, 3))
+    assert world.go() is Result.ABANDONED
+    assert "block 77" in world.run.reason
+
+
+def test_a_fault_of_main_does_not(tmp_path):
+    """Main is lost for a while: the copy waits, and stalls do not count."""
+    world = World(tmp_path, stall_limit_s=0.02)
+    world.live.copy_behaviour = "hang"
+    world.live.main_is_lost = True
+    world.live.faults.put_nowait((-2, 77, 2))
+
+    async def back():
+        await asyncio.sleep(0.2)
+        world.live.counters["copied_bytes"] = SIZE
+        world.live.ended.set_result(CopyEnd(0, SIZE, 0))
+    assert world.go(back) is Result.DONE
+
+
+def test_a_copy_that_stalls_is_abandoned(tmp_path):
+    world = World(tmp_path, stall_limit_s=0.05)
+    world.live.copy_behaviour = "hang"
+    assert world.go() is Result.ABANDONED
+    assert "not gone on" in world.run.reason
+
+
+def test_a_stranger_on_main_spoils_the_copy(tmp_path):
+    world = World(tmp_path, guard_s=0.02)
+    world.live.copy_behaviour = "hang"
+
+    async def stranger():
+        await asyncio.sleep(0.1)
+        world.driver.others = [MainSession("5", "iqn.stranger")]
+        world.driver.address = None                    # main had lost its redirect
+    assert world.go(stranger) is Result.ABANDONED
+    assert "iqn.stranger" in world.run.reason
+    assert world.live.log.count("drop_all") >= 2 and world.live.log.count("set") >= 2
+
+
+@pytest.mark.parametrize("phase", [Phase.PREPARING, Phase.REDIRECTING, Phase.FROZEN, Phase.COPYING, Phase.CATCHING_UP])
+def test_a_cancel_at_any_moment(world, phase):
+    world.live.copy_behaviour = "hang" if phase is not Phase.CATCHING_UP else "done"
+    moved = world.run.phases._on_move
+
+    def cancel_there(old, new, trigger):
+        moved(old, new, trigger)
+        if new is phase:
+            world.run.cancel()
+            world.run.cancel()
+    world.run.phases._on_move = cancel_there
+    result = world.go()
+    if phase is Phase.CATCHING_UP:
+        assert result is Result.DONE           # the backup was complete already
+    else:
+        assert result is Result.CANCELLED
+        assert world.run.reason == "cancelled by the operator"
+        assert world.catalog.list() == []
+
+
+def test_a_cancel_before_the_start(world):
+    world.run.cancel()
+    assert world.go() is Result.CANCELLED
+    assert world.live.log == []
+
+
+def test_a_cancel_during_the_freeze_knows_that_it_is_frozen(world):
+    slow = world.live.freeze
+
+    async def freeze(*arguments):
+        world.run.cancel()
+        await asyncio.sleep(0.05)
+        return await slow(*arguments)
+    world.live.freeze = freeze
+    assert world.go() is Result.CANCELLED
+    world.in_order("freeze", "catch_up", "hold", "release", )
+
+
+@pytest.mark.parametrize("step", ["round", "hold_hosts", "drain_hosts", "hold", "drain", "unfence", "clear",
+                                  "verify_off", "catch_up", "release", "throttle", "resume_hosts", "forget_sink"])
+def test_failures_on_the_way_home_are_tried_again_and_told(world, step):
+    world.live.fail[step] = [StorageError(f"{step} says no")] * 3
+    assert world.go() is Result.DONE
+    assert any(f"{step} says no" in warning for warning in world.run.warnings)
+    assert world.catalog.list()[0].status is Status.COMPLETE
+
+
+def test_a_redirect_that_cannot_be_cleared_is_set_again_and_the_host_is_served(world):
+    world.live.fail["verify_off"] = [StorageError("main still redirects")]
+    assert world.go() is Result.DONE
+    first = world.live.log.index("unhold")
+    assert world.live.log[first:first + 2] == ["unhold", "resume_hosts"]
+    assert world.live.log.count("set") == 2            # the clear had worked in part
+
+
+def test_a_hold_that_takes_too_long_is_given_up(tmp_path):
+    world = World(tmp_path, hold_limit_s=0.05)
+    times = []
+
+    async def drain():
+        world.live._step("drain")
+        times.append(1)
+        if len(times) == 1:
+            await asyncio.sleep(5)
+    world.live.drain = drain
+    assert world.go() is Result.DONE
+    assert "unhold" in world.live.log
+    assert any("took too long" in warning for warning in world.run.warnings)
+
+
+def test_the_hook_gets_its_words(tmp_path):
+    out = tmp_path / "out"
+    world = World(tmp_path / "catalog", hook=("sh", "-c", f'echo "$DETOUR_VOLUME $DETOUR_PIT_NS $DETOUR_TAG" > {out}'))
+    assert world.go() is Result.DONE
+    assert out.read_text() == "db01 1700000000000000000 a tag\n"
+    assert world.run.warnings == []
+
+
+@pytest.mark.parametrize(("hook", "words"), [(("false",), "ended with 1"), (("sleep", "60"), "took longer"),
+                                             (("/nonexistent",), "cannot be run")])
+def test_a_bad_hook_is_a_warning(tmp_path, hook, words):
+    world = World(tmp_path, hook=hook, hook_limit_s=0.2)
+    assert world.go() is Result.DONE
+    assert any(words in warning for warning in world.run.warnings)
+
+
+def test_reads_come_from_the_backup_only_when_it_is_complete(tmp_path):
+    world = World(tmp_path / "1", reads_from_backup=True)
+    world.go()
+    assert "catch_up True" in world.live.log
+    world = World(tmp_path / "2", reads_from_backup=True)
+    world.live.copy_behaviour = -2
+    world.go()
+    assert "catch_up" in world.live.log and "catch_up True" not in world.live.log
+
+
+def partial(world):
+    return world.catalog.put(BackupRecord(
+        id="db01-1", volume="db01", detour="db01-abc", store="nightly", url="file:///backup/x.img", size_bytes=SIZE,
+        block_bytes=512, pit_ns=5, started_ns=4, tag="old"))
+
+
+def test_after_a_restart_the_copy_goes_on(world):
+    record = partial(world)
+    world.live.phase = CORE_COPYING
+    world.driver.address, world.driver.fenced = GATEWAY, True
+    world.run.resume(CORE_COPYING, record)
+    assert world.go() is Result.DONE
+    assert "open_sink resume" in world.live.log and "freeze" not in world.live.log
+    assert world.catalog.get("db01-1").status is Status.COMPLETE
+    assert world.run.id == "db01-abc" and world.run.tag == "old"
+
+
+def test_after_a_restart_without_the_backup_storage_the_host_goes_home(world):
+    world.live.phase = CORE_COPYING
+    world.live.fail["open_sink resume"] = [StorageError("the image that was begun is gone")]
+    world.run.resume(CORE_COPYING, partial(world))
+    assert world.go() is Result.ABANDONED
+    assert world.catalog.list() == []
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_after_a_restart_while_catching_up(world, complete):
+    record = partial(world)
+    if complete:
+        record = world.catalog.put(record.model_copy(update={"status": Status.COMPLETE}), b"\0" * 16)
+    world.live.phase = CORE_CATCHING_UP
+    world.driver.address = GATEWAY
+    world.run.resume(CORE_CATCHING_UP, record)
+    assert world.go() is (Result.DONE if complete else Result.ABANDONED)
+    assert len(world.catalog.list()) == complete
+
+
+def test_after_a_restart_before_the_freeze_only_the_redirect_is_cleared(world):
+    world.marker.write({"detour": "x"})
+    world.driver.address, world.driver.fenced = GATEWAY, True
+    world.run.resume(CORE_PASS, None)
+    assert world.go() is Result.ABANDONED
+    assert {"catch_up", "round", "freeze"}.isdisjoint(world.live.log)
+
+
+def test_a_gateway_that_stops_leaves_everything_to_its_next_start(world):
+    world.live.copy_behaviour = "hang"
+
+    async def stopped():
+        task = asyncio.create_task(world.run.run())
+        while world.live.phase != CORE_COPYING:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    asyncio.run(stopped())
+    assert world.live.phase == CORE_COPYING and world.driver.address == GATEWAY
+    assert {"clear", "catch_up", "send_home", "discard"}.isdisjoint(world.live.log)
+    assert world.run.result is None and world.marker.read()
+
+
+def test_an_unexpected_error_still_leads_home(world):
+    world.live.fail["copy_start"] = [ZeroDivisionError("a mistake")]
+    assert world.go() is Result.ABANDONED
+    assert "ZeroDivisionError" in world.run.reason
