@@ -3,6 +3,8 @@
 Stores complete late and in any order; reads and writes have any alignment and overlap; the journal is small enough to be
 full at times.
 """
+import os
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -15,11 +17,11 @@ BLOCKS = CHUNKS * CHUNK_BLOCKS
 
 # Places near a chunk's border and at both ends collide often.
 places = st.one_of(st.integers(0, 40), st.integers(CHUNK_BLOCKS - 20, CHUNK_BLOCKS + 20), st.integers(BLOCKS - 40, BLOCKS - 1))
-lengths = st.one_of(st.integers(1, 8), st.integers(1, 200))
+lengths = st.one_of(st.integers(1, 8), st.integers(1, 200), st.integers(600, 1500))
 
 
 class VolumeMachine(RuleBasedStateMachine):
-    @initialize(sync_always=st.booleans(), journal_kib=st.sampled_from([640, 2048]))
+    @initialize(sync_always=st.booleans(), journal_kib=st.sampled_from([2150, 4096]))
     def begin(self, sync_always, journal_kib):
         self.world = VolumeWorld(CHUNKS, journal_kib << 10, sync_always)
         self.phase = "pass"
@@ -111,6 +113,14 @@ class VolumeMachine(RuleBasedStateMachine):
         assert self.world.pit is not None and bytes(self.world.backup.image) == self.world.pit
         self.phase, self.world.pit = "pass", None
 
+    @rule(landed=st.integers(0, 255))
+    def kill(self, landed):
+        """Rule 3: a kill at any moment; the restarted gateway goes on where it was."""
+        found = self.world.kill(landed)
+        assert found == {"pass": 0, "copying": 2, "catching-up": 3}[self.phase]
+        self.copying = False
+        self.world.read(0, 60)
+
     @invariant()
     def pit_is_kept(self):
         if hasattr(self, "world"):
@@ -131,7 +141,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
 
 VolumeMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=60, deadline=None,
+    max_examples=int(os.environ.get("DETOUR_EXAMPLES", "40")), stateful_step_count=60, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 TestVolume = pytest.mark.timeout(280)(VolumeMachine.TestCase)

@@ -48,18 +48,13 @@ class Shot:
 class VolumeWorld:
     """`chunks` chunks of 256 KiB; main and backup are fault stores; the journal is in memory."""
 
-    def __init__(self, chunks: int = 3, journal_bytes: int = 1 << 20, sync_always: bool = False,
+    def __init__(self, chunks: int = 3, journal_bytes: int = 3 << 20, sync_always: bool = False,
                  automatic: bool = False, tail_blocks: int = 0):
-        self.reactor = Reactor(buffer_bytes=64 << 20)
         self.blocks = chunks * CHUNK_BLOCKS + tail_blocks
-        size = self.blocks * BLOCK
-        self.main = FaultStoreHandle(self.reactor, size, BLOCK, automatic)
-        self.backup = FaultStoreHandle(self.reactor, size, BLOCK, automatic)
-        self.media = FaultStoreHandle(self.reactor, 4096, BLOCK, automatic)
-        self.stores = {"main": self.main, "backup": self.backup, "media": self.media}
-        self.journal = JournalHandle.in_memory(self.reactor, journal_bytes, BLOCK, self.blocks, self.media)
-        self.volume = VolumeHandle(self.reactor, 7, self.main, self.journal, sync_always)
-        self.driver = DeviceDriver(self.volume)
+        self.journal_bytes = journal_bytes
+        self.sync_always = sync_always
+        self.automatic = automatic
+        self.build(None)
         self.time = 1
         self.version = 0
         self.history: list[list[Version]] = []
@@ -71,6 +66,37 @@ class VolumeWorld:
         self.answers: dict[int, tuple[int, tuple]] = {}
         self.events: list[tuple[int, int, tuple]] = []
         self.pit: bytes | None = None
+
+    def build(self, journal_image: bytes | None) -> None:
+        size = self.blocks * BLOCK
+        self.reactor = Reactor(buffer_bytes=64 << 20)
+        self.main = FaultStoreHandle(self.reactor, size, BLOCK, self.automatic)
+        self.backup = FaultStoreHandle(self.reactor, size, BLOCK, self.automatic)
+        self.media = FaultStoreHandle(self.reactor, 4096, BLOCK, self.automatic)
+        self.stores = {"main": self.main, "backup": self.backup, "media": self.media}
+        self.journal = JournalHandle.in_memory(self.reactor, self.journal_bytes, BLOCK, self.blocks, self.media,
+                                               image=journal_image)
+        self.volume = VolumeHandle(self.reactor, 7, self.main, self.journal, self.sync_always)
+        self.driver = DeviceDriver(self.volume)
+
+    def kill(self, landed: int = 0) -> int:
+        """kill -9 and a restart: the mapping stays as it is; bit n of `landed` tells whether the n-th Io that was under way
+        at main or backup still arrived there. Answers the phase found. What was in flight may show or not."""
+        for store in (self.main, self.backup):
+            for index in reversed(range(len(store.pending()))):
+                if landed >> index & 1:
+                    store.complete(index)
+        old_main, old_backup = bytes(self.main.image), bytes(self.backup.image)
+        image = bytes(memoryview(self.journal.mapping))
+        self.build(image)
+        self.main.image[:] = old_main
+        self.backup.image[:] = old_backup
+        self.open.clear()
+        self.answers.clear()
+        self.events.clear()
+        results = self.command(self.volume.recover(True))
+        assert results[3] == 0, "entries found corrupt after a kill"
+        return self.volume.phase
 
     # --- turning
 

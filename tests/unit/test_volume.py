@@ -1,0 +1,389 @@
+"""Phases and single rules of the volume, each in the exact interleaving that would break it."""
+import pytest
+
+from detour.core._testing_volume import poke
+
+from tests.support.volume_world import BLOCK, CHUNK, CHUNK_BLOCKS, ZERO, VolumeWorld, stamp
+
+READ, WRITE, FLUSH = 0, 1, 2
+E_INVALID, E_BUSY, E_IO, E_CORRUPT = -15, -14, -2, -12
+COPY_DONE, CORRUPT, FAULT = 5, 9, 11
+ARMED, PASS = 1, 0
+
+
+@pytest.fixture
+def world():
+    return VolumeWorld(3)
+
+
+def run_copy(world):
+    world.events.clear()
+    world.command(world.volume.copy_start(world.backup, window=3))
+    world.finish_copy()
+
+
+def test_edges_of_the_phases(world):
+    volume = world.volume
+    for ticket in (volume.catch_up(), volume.round(), volume.hold(), volume.unhold(), volume.copy_start(world.backup)):
+        assert world.ask(ticket)[0] == E_INVALID
+    world.command(volume.set_phase(ARMED))
+    world.command(volume.set_phase(PASS))
+    world.command(volume.set_phase(ARMED))
+    world.freeze()
+    assert volume.phase == 2
+    for ticket in (volume.freeze(b"q" * 16), volume.set_phase(PASS), volume.hold(), volume.release()):
+        assert world.ask(ticket)[0] == E_INVALID
+    run_copy(world)
+    world.command(volume.catch_up())
+    assert world.ask(volume.release())[0] == E_INVALID
+    world.command(volume.round())
+    world.command(volume.hold())
+    world.command(volume.release())
+    assert volume.phase == 0
+
+
+def test_pass_goes_straight_to_main(world):
+    world.write(5, 3)
+    world.unmap(100, 2)
+    world.settle()
+    world.read(4, 6)
+    world.flush()
+    world.settle()
+    assert bytes(world.main.image[5 * BLOCK:6 * BLOCK]) == stamp(5, 1)
+    assert bytes(world.main.image[100 * BLOCK:102 * BLOCK]) == ZERO * 2
+    assert not world.open
+
+
+def test_armed_holds_commands_and_the_freeze_lets_them_go_into_the_journal(world):
+    world.command(world.volume.set_phase(ARMED))
+    world.write(1, 4)
+    world.read(1, 4)
+    world.turn(5)
+    assert len(world.open) == 2 and not world.main.pending()
+    world.freeze()
+    world.settle()
+    assert not world.open
+    assert bytes(world.main.image) == world.pit
+
+
+def test_giving_up_before_the_freeze_aborts_what_waited(world):
+    world.command(world.volume.set_phase(ARMED))
+    number = world.driver.read(1, 4)
+    world.command(world.volume.set_phase(PASS))
+    world.turn()
+    assert world.driver.take(number)[0] == -8
+
+
+def test_writes_stay_off_main_until_catch_up(world):
+    world.freeze()
+    world.write(0, 8)
+    world.write(CHUNK_BLOCKS - 3, 6)
+    world.settle()
+    world.read(0, 10)
+    world.read(CHUNK_BLOCKS - 5, 10)
+    world.settle()
+    assert bytes(world.main.image) == world.pit
+    run_copy(world)
+    assert bytes(world.backup.image) == world.pit
+    world.command(world.volume.catch_up())
+    world.go_home()
+    world.check_main()
+
+
+def test_a_read_waits_for_an_entry_with_flag_0(world):
+    """S405: a FUA write is in the journal, not yet stable; a read that overlaps must not show it before it is."""
+    world.freeze()
+    world.write(10, 4, fua=True)
+    world.turn(3)
+    assert [op for op, _, _ in world.media.pending()] == [FLUSH]
+    world.read(12, 4)
+    world.read(100, 1)
+    world.turn(3)
+    world.main.complete_all()
+    world.turn(3)
+    assert [shot.lba for shot in world.open] == [10, 12]        # the read elsewhere does not wait
+    world.media.complete_all()
+    world.turn(3)
+    world.main.complete_all()
+    world.turn(3)
+    assert not world.open
+    assert world.stat("waits_unreflected") == 1
+
+
+def test_an_overlapping_later_write_does_not_overtake(world):
+    """The order of the snapshot is the order of the journal, or a replay would show other data than a read did."""
+    world.freeze()
+    world.write(10, 4, fua=True)
+    world.write(12, 4)
+    world.write(14, 4)
+    world.write(200, 1)
+    world.turn(3)
+    assert [shot.lba for shot in world.open] == [10, 12, 14]
+    world.settle()
+    world.read(10, 8)
+    world.settle()
+    entries = world.journal.entries()
+    flags = [(int(entry["lba"]), int(entry["flag"])) for entry in entries if entry["seq"]]
+    assert flags == [(10, 255), (12, 255), (14, 255), (200, 255)]
+
+
+def test_sync_always_answers_only_when_stable():
+    world = VolumeWorld(2, sync_always=True)
+    world.freeze()
+    world.write(0, 1)
+    world.turn(5)
+    assert world.open
+    world.media.complete_all()
+    world.turn(3)
+    assert not world.open
+
+
+def test_an_answered_flush_means_stable(world):
+    world.freeze()
+    world.write(0, 1)
+    world.turn(3)
+    assert not world.open                                       # a volatile cache: answered
+    world.flush()
+    world.turn(3)
+    assert world.open and world.media.pending()
+    world.media.complete_all()
+    world.turn(3)
+    assert not world.open
+
+
+def test_a_failed_flush_of_the_journal_is_told(world):
+    world.freeze()
+    world.media.fail_next(FLUSH)
+    number = world.driver.write(0, stamp(0, 9), True)
+    world.settle()
+    assert world.driver.take(number)[0] == E_IO
+    assert any(kind == FAULT for kind, _, _ in world.events)
+
+
+def test_a_round_waits_for_base_reads_of_its_blocks(world):
+    """A read of main that began before the write must not meet the flush of it."""
+    world.freeze()
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    world.read(8, 4)
+    world.turn(2)
+    assert [op for op, _, _ in world.main.pending()] == [READ]
+    world.write(8, 4)
+    world.turn(2)
+    world.volume.round()
+    world.turn(5)
+    assert [op for op, _, _ in world.main.pending()] == [READ]
+    world.main.complete(0)
+    world.turn(5)
+    assert [op for op, _, _ in world.main.pending()] == [WRITE]
+    world.settle()
+    assert bytes(world.main.image[8 * BLOCK:9 * BLOCK]) == stamp(8, 1)
+
+
+def test_rounds_merge_neighbours_in_lba_order(world):
+    world.freeze()
+    for lba in (30, 10, 20, 14, 12):
+        world.write(lba, 2)
+    world.settle()
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    world.volume.round()
+    world.turn(3)
+    assert world.main.pending() == [
+        (WRITE, 10 * BLOCK, 6 * BLOCK), (WRITE, 20 * BLOCK, 2 * BLOCK), (WRITE, 30 * BLOCK, 2 * BLOCK)]
+    world.settle()
+    assert world.stat("flushed_runs") == 3
+
+
+def test_a_failed_round_loses_nothing_and_the_next_goes_on(world):
+    world.freeze()
+    world.write(10, 2)
+    world.write(700, 2)
+    world.settle()
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    world.main.fail_next(WRITE, 700 * BLOCK, BLOCK)
+    assert world.ask(world.volume.round())[0] == E_IO
+    world.write(11, 3)
+    world.settle()
+    world.read(9, 10)
+    world.read(699, 4)
+    world.settle()
+    world.go_home()
+    world.check_main()
+
+
+def test_entries_stay_until_main_has_flushed(world):
+    """What the journal forgets must be stable on main: no flush of main, no forgetting."""
+    world.freeze()
+    world.write(10, 2)
+    world.settle()
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    world.main.fail_next(FLUSH)
+    assert world.ask(world.volume.round())[0] == E_IO
+    assert world.stat("dirty_blocks") == 2
+    world.go_home()
+
+
+def test_catch_up_reads_come_from_the_backup_until_main_is_newer(world):
+    world.freeze()
+    world.write(10, 2)
+    world.settle()
+    run_copy(world)
+    world.command(world.volume.catch_up(True))
+    world.read(20, 1)
+    world.turn(2)
+    assert len(world.backup.pending()) == 1 and not world.main.pending()
+    world.settle()
+    world.command(world.volume.round())
+    world.read(10, 4)                                           # flushed: only main has it
+    world.turn(2)
+    assert not world.backup.pending() and len(world.main.pending()) == 1
+    world.settle()
+    world.read(CHUNK_BLOCKS - 2, 4)                             # half of it in a chunk that was flushed to
+    world.turn(2)
+    assert len(world.backup.pending()) == 1 and len(world.main.pending()) == 1
+    world.settle()
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_bad_backup_is_not_felt_in_catch_up(world, stuck):
+    """Rule 1: a backup that fails, or does not answer, is replaced by main."""
+    world.reactor.set_clock(10**12)
+    world.freeze()
+    run_copy(world)
+    world.command(world.volume.catch_up(True))
+    world.read(20, 4)
+    world.turn(2)
+    if stuck:
+        world.reactor.set_clock(10**12 + 700_000_000)
+        world.turn(3)
+    else:
+        world.backup.fail(0)
+        world.turn(3)
+    assert len(world.main.pending()) == 1
+    world.main.complete_all()
+    world.turn(3)
+    assert not world.open
+    world.read(600, 1)
+    world.turn(2)
+    assert len(world.main.pending()) == 1                       # nor is it asked again
+    world.settle()
+    assert world.reactor.buffers_taken_bytes == 0
+
+
+def test_room_comes_from_dirty_chunks_that_are_copied_first():
+    """A journal of 2 MiB takes several MiB of writes while the copy has hardly begun; main keeps the PIT's blocks."""
+    world = VolumeWorld(12, journal_bytes=2_200_000)
+    world.freeze()
+    world.command(world.volume.copy_start(world.backup, window=1))
+    for lap in range(120):
+        world.write((lap * 977) % (world.blocks - 128), 128)
+        for _ in range(400):
+            world.turn(2)
+            if not world.open:
+                break
+            world.backup.complete_all()
+            world.main.complete_all()
+            world.media.complete_all()
+            world.reactor.set_clock(world.reactor.now_ns + 3_000_000)
+        assert not world.open, f"write {lap} got no room"
+        world.check_pit_kept()
+    assert world.stat("evicted_bytes") > 0
+    world.finish_copy()
+    assert bytes(world.backup.image) == world.pit
+    world.command(world.volume.catch_up())
+    world.go_home()
+    world.check_main()
+
+
+def test_a_flipped_bit_in_the_journal_is_never_served(world):
+    world.freeze()
+    world.write(10, 2)
+    world.settle()
+    place = int(world.journal.entries()[1]["place"])
+    poke(world.journal, place + 5, b"\x55")
+    number = world.driver.read(10, 2)
+    world.turn(2)
+    status, data = world.driver.take(number)
+    assert status == E_CORRUPT and data is None
+    kind, _, results = next(event for event in world.events if event[0] == CORRUPT)
+    assert results[:3] == (10, 2, 1)
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    assert world.ask(world.volume.round())[0] == E_CORRUPT      # nor is it written to main
+    assert bytes(world.main.image) == world.pit
+
+
+def test_an_aborted_write_leaves_nothing(world):
+    world.freeze()
+    number = world.driver.write(10, stamp(10, 5), manual=True)
+    world.driver.abort(number)
+    world.read(10, 1)
+    world.settle()
+    assert world.stat("dirty_blocks") == 0
+
+
+def test_holding_keeps_new_commands_and_drain_waits_for_old_ones(world):
+    world.freeze()
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    world.read(5, 1)
+    world.turn(1)
+    world.volume.hold()
+    world.turn(1)
+    drain = world.volume.drain()
+    world.write(6, 1)
+    world.turn(4)
+    assert drain not in world.answers
+    world.main.complete_all()
+    world.turn(4)
+    assert drain in world.answers
+    assert [shot.kind for shot in world.open] == ["write"]
+    world.command(world.volume.unhold())
+    world.settle()
+    assert not world.open
+
+
+def test_throttle_bounds_the_write_rate(world):
+    now = 10**12
+    world.reactor.set_clock(now)
+    world.freeze()
+    world.command(world.volume.throttle(512 * 100))
+    for lba in range(50):
+        world.write(lba, 1)
+    answered = []
+    for step in range(60):
+        world.reactor.set_clock(now + step * 10_000_000)
+        world.turn(2)
+        answered.append(50 - len(world.open))
+    assert answered[10] in range(8, 13) and answered[59] == 50
+
+
+def test_the_journal_forgets_when_the_host_is_home(world):
+    world.freeze()
+    world.write(10, 2)
+    world.settle()
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    world.go_home()
+    assert world.journal.superblock["phase"] == 0 and world.journal.superblock["clean"] == 1
+    world.pit = None
+    world.write(10, 1)
+    world.settle()
+    assert bytes(world.main.image[10 * BLOCK:11 * BLOCK]) == stamp(10, world.version)
+    world.freeze()                                              # and a second detour starts empty
+    assert world.stat("dirty_blocks") == 0
+    world.read(10, 1)
+    world.settle()
+
+
+def test_checksums_are_those_of_the_pit(world):
+    from detour.core.crc32c import crc32c
+    world.freeze()
+    world.write(10, 2)
+    run_copy(world)
+    sums = world.volume.checksums()
+    assert [int.from_bytes(sums[4 * c:4 * c + 4], "little") for c in range(3)] == [
+        crc32c(world.pit[c * CHUNK:(c + 1) * CHUNK]) for c in range(3)]
