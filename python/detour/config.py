@@ -342,10 +342,9 @@ def _check_whole(config: Config, file: str) -> None:
     def refuse(key: str, reason: str) -> None:
         raise ConfigError(reason, file=file, key=key)
 
-    for kind, names in (("volume", config.volume), ("store", config.store)):
-        for name in names:
-            if not _VOLUME_NAME.fullmatch(name):
-                refuse(f"{kind}.{name}", "a name has letters, digits, '.', '_' and '-', at most 64")
+    for key in [*(f"volume.{name}" for name in config.volume), *(f"store.{name}" for name in config.store)]:
+        if not _VOLUME_NAME.fullmatch(key.partition(".")[2]):
+            refuse(key, "a name has letters, digits, '.', '_' and '-', at most 64")
     places: dict[str, list[str]] = defaultdict(list)
     for name, volume in config.volume.items():
         places[f"journal {os.path.abspath(volume.journal.path)}"].append(name)

@@ -188,11 +188,10 @@ def differences(one: Identity, other: Identity) -> list[str]:
     if not found and one.inquiry[:8] != other.inquiry[:8]:
         found.append("the INQUIRY flags differ")
     for page in sorted(one.vpd.keys() | other.vpd.keys()):
-        a, b = one.vpd.get(page), other.vpd.get(page)
         name = f"VPD page {page:02X}h ({VPD_NAMES.get(page, 'unnamed')})"
-        if a is None or b is None:
+        if page not in one.vpd or page not in other.vpd:
             found.append(f"{name} is there on one side only")
-        elif a != b and page not in (VPD_SERIAL, VPD_DEVICE_ID, 0x88):
+        elif one.vpd[page] != other.vpd[page] and page not in (VPD_SERIAL, VPD_DEVICE_ID, 0x88):
             found.append(f"{name} differs")
     if one.luns != other.luns:
         found.append(f"{len(one.luns)} LUNs are on one side and {len(other.luns)} or others on the other")

@@ -74,14 +74,19 @@ class Key:
         return self.kind in (Kind.DECLARED_TEXT, Kind.DECLARED_NUMBER)
 
 
-_LEADING = {"phase": Phase.LEADING_LOGIN, "normal_only": True}
 _BYTES_MAX = 2**24 - 1
+
+
+def _leading(name: str, kind: Kind, default: Value, low: int = 0, high: int = 0, choices: tuple[str, ...] = ()) -> Key:
+    """A key of the leading connection of a normal session."""
+    return Key(name, kind, default, low, high, choices, Phase.LEADING_LOGIN, normal_only=True)
+
 
 _ROWS = (
     Key("AuthMethod", Kind.LIST, NONE, choices=("CHAP", NONE), phase=Phase.SECURITY),
     Key("HeaderDigest", Kind.LIST, NONE, choices=("CRC32C", NONE)),
     Key("DataDigest", Kind.LIST, NONE, choices=("CRC32C", NONE)),
-    Key("MaxConnections", Kind.MINIMUM, 1, 1, 65535, **_LEADING),
+    _leading("MaxConnections", Kind.MINIMUM, 1, 1, 65535),
     Key("SendTargets", Kind.DECLARED_TEXT, phase=Phase.FULL_FEATURE, who=Who.INITIATOR),
     Key("TargetName", Kind.DECLARED_TEXT, phase=Phase.ANY),
     Key("InitiatorName", Kind.DECLARED_TEXT, who=Who.INITIATOR),
@@ -89,20 +94,20 @@ _ROWS = (
     Key("InitiatorAlias", Kind.DECLARED_TEXT, phase=Phase.ANY, who=Who.INITIATOR),
     Key("TargetAddress", Kind.DECLARED_TEXT, phase=Phase.ANY, who=Who.TARGET),
     Key("TargetPortalGroupTag", Kind.DECLARED_NUMBER, low=0, high=65535, who=Who.TARGET),
-    Key("InitialR2T", Kind.OR, True, **_LEADING),
-    Key("ImmediateData", Kind.AND, True, **_LEADING),
+    _leading("InitialR2T", Kind.OR, True),
+    _leading("ImmediateData", Kind.AND, True),
     Key("MaxRecvDataSegmentLength", Kind.DECLARED_NUMBER, 8192, 512, _BYTES_MAX, phase=Phase.ANY),
-    Key("MaxBurstLength", Kind.MINIMUM, 262144, 512, _BYTES_MAX, **_LEADING),
-    Key("FirstBurstLength", Kind.MINIMUM, 65536, 512, _BYTES_MAX, **_LEADING),
+    _leading("MaxBurstLength", Kind.MINIMUM, 262144, 512, _BYTES_MAX),
+    _leading("FirstBurstLength", Kind.MINIMUM, 65536, 512, _BYTES_MAX),
     Key("DefaultTime2Wait", Kind.MAXIMUM, 2, 0, 3600, phase=Phase.LEADING_LOGIN),
     Key("DefaultTime2Retain", Kind.MINIMUM, 20, 0, 3600, phase=Phase.LEADING_LOGIN),
-    Key("MaxOutstandingR2T", Kind.MINIMUM, 1, 1, 65535, **_LEADING),
-    Key("DataPDUInOrder", Kind.OR, True, **_LEADING),
-    Key("DataSequenceInOrder", Kind.OR, True, **_LEADING),
+    _leading("MaxOutstandingR2T", Kind.MINIMUM, 1, 1, 65535),
+    _leading("DataPDUInOrder", Kind.OR, True),
+    _leading("DataSequenceInOrder", Kind.OR, True),
     Key("ErrorRecoveryLevel", Kind.MINIMUM, 0, 0, 2, phase=Phase.LEADING_LOGIN),
     Key("SessionType", Kind.DECLARED_TEXT, "Normal", who=Who.INITIATOR),
-    Key("TaskReporting", Kind.LIST, "RFC3720", choices=("RFC3720",), **_LEADING),
-    Key("iSCSIProtocolLevel", Kind.MINIMUM, 1, 0, 31, **_LEADING),
+    _leading("TaskReporting", Kind.LIST, "RFC3720", choices=("RFC3720",)),
+    _leading("iSCSIProtocolLevel", Kind.MINIMUM, 1, 0, 31),
     Key("X#NodeArchitecture", Kind.DECLARED_TEXT, phase=Phase.ANY),
     Key("IFMarker", Kind.OBSOLETE, "No"),
     Key("OFMarker", Kind.OBSOLETE, "No"),
