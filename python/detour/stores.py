@@ -165,8 +165,11 @@ async def open_store(runtime: Runtime, url: str | StoreUrl, *, reactor: Reactor 
                                 block_bytes, options)
     if isinstance(parsed, MemoryUrl):
         _refuse_options(parsed, options)
-        handle = MemoryStore(reactor or runtime.next_reactor(), parsed.size_bytes, block_bytes, read_only,
-                             runtime.new_id())
+        try:
+            handle = MemoryStore(reactor or runtime.next_reactor(), parsed.size_bytes, block_bytes, read_only,
+                                 runtime.new_id())
+        except ValueError as error:
+            raise UsageError(f"{parsed}: {error}") from error
         return OpenStore(runtime, handle, str(parsed))
     if isinstance(parsed, IscsiUrl):
         if create_bytes is not None:
