@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from detour.core.initiator import InitiatorStore
 from detour.iscsi.negotiation import Wishes
 from detour.iscsi.session import LoginOptions, login
@@ -44,7 +43,7 @@ class Tgt:
             ["tgtd", "-f", "-C", self.control, "--iscsi", f"portal=127.0.0.1:{self.port}"],
             env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
-        while not self.admin("--op", "show", "--mode", "target", check=False).returncode == 0:
+        while self.admin("--op", "show", "--mode", "target", check=False).returncode != 0:
             assert time.monotonic() < deadline and self.process.poll() is None, "tgtd does not start"
             time.sleep(0.05)
         self.admin("--op", "new", "--mode", "target", "--tid", "1", "-T", IQN)

@@ -1,12 +1,12 @@
 """A connection on a loop turned by hand: reading, batched sending, pauses, and closing from inside any callback."""
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
 
 import pytest
-
 from detour.core._testing_wire import ConnProbe, RxMachine, build_pdu
 from detour.core.reactor import Reactor
 
@@ -30,10 +30,8 @@ class World:
         """Everything, turning the loop while the socket is full."""
         view = memoryview(data)
         for _ in range(10000):
-            try:
+            with contextlib.suppress(BlockingIOError):
                 view = view[self.peer.send(view):]
-            except BlockingIOError:
-                pass
             self.turn()
             if not view:
                 return

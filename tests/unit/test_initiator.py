@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from detour.core.initiator import InitiatorStore
 from detour.core.reactor import Reactor
+
 from tests.support.scripted_target import NONE, Negotiated, ScriptedTarget, Task, sense
 
 KIB = 1024

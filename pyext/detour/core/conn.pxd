@@ -3,8 +3,8 @@
 #
 # Receive: bytes are read in large pieces into a staging buffer, many PDUs a system call; the data of a large PDU goes
 # straight from the socket to the place that on_header named (readv of place and staging).
-# Send: PDUs are queued as TxPdu and written at the end of the turn by as few sendmsg calls as possible; `sent` is called
-# when the last byte of a PDU has left (its data may then be reused).
+# Send: PDUs are queued as TxPdu and written at the end of the turn by as few sendmsg calls as possible; `sent` is
+# called when the last byte of a PDU has left (its data may then be reused).
 from detour.core.types cimport *
 from detour.core.pdu cimport PduRx
 from detour.core.pool cimport Slab
@@ -47,13 +47,14 @@ cdef struct TxPdu:
     TxPdu* next
 
 cdef struct ConnOps:
-    # A header has come: set conn.rx.data or conn.rx.discard. Negative answer: the connection is closed with that reason.
+    # A header has come: set conn.rx.data or conn.rx.discard. Negative answer: the connection is closed with that
+    # reason.
     # AGAIN: there is no place for the data now; nothing more is read until conn_rx_resume, then on_header comes again.
     int (*on_header)(Conn* conn) noexcept nogil
     # The whole PDU has come.
     int (*on_pdu)(Conn* conn) noexcept nogil
-    # Called once, at the end of the turn in which it was closed (reason OK after conn_close_after_flush); queued PDUs were told `sent` before. Memory of the Conn
-    # is the owner's.
+    # Called once, at the end of the turn in which it was closed (reason OK after conn_close_after_flush); queued PDUs
+    # were told `sent` before. Memory of the Conn is the owner's, and may be freed here.
     void (*on_closed)(Conn* conn, int reason) noexcept nogil
 
 cdef struct Conn:
@@ -91,9 +92,11 @@ cdef struct Conn:
     uint64_t rx_pdus
     uint64_t tx_pdus
 
-cdef int conn_init(Conn* conn, Loop* loop, int fd, const ConnParams* params, const ConnOps* ops, void* owner) noexcept nogil
+# The descriptor is the connection's from now on; an error leaves it with the caller.
+cdef int conn_init(Conn* conn, Loop* loop, int fd, const ConnParams* params, const ConnOps* ops,
+                   void* owner) noexcept nogil
 cdef void conn_free(Conn* conn) noexcept nogil                     # after on_closed
-cdef TxPdu* conn_tx(Conn* conn) noexcept nogil                     # a zeroed PDU to fill, or NULL when closed or at the limit
+cdef TxPdu* conn_tx(Conn* conn) noexcept nogil                     # a zeroed PDU to fill; NULL: closed or at the limit
 cdef void conn_tx_queue(Conn* conn, TxPdu* pdu, uint32_t data_bytes) noexcept nogil # header fields set; pdu.data set
 cdef void conn_rx_resume(Conn* conn) noexcept nogil                # after AGAIN: on_header is called again in this turn
 cdef void conn_close(Conn* conn, int reason) noexcept nogil         # now; on_closed follows at the end of the turn

@@ -69,7 +69,8 @@ cdef enum:
     CLOSE_FLUSH_NS = 1000000000
 
 
-cdef int conn_init(Conn* conn, Loop* loop, int fd, const ConnParams* params, const ConnOps* ops, void* owner) noexcept nogil:
+cdef int conn_init(Conn* conn, Loop* loop, int fd, const ConnParams* params, const ConnOps* ops,
+                   void* owner) noexcept nogil:
     memset(conn, 0, sizeof(Conn))
     conn.loop = loop
     conn.ops = ops

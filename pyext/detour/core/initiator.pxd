@@ -1,7 +1,7 @@
 # Session to a target as a store: READ/WRITE 10 and 16, SYNCHRONIZE CACHE, WRITE SAME 16 with UNMAP (or written zeros),
-# any CDB. Login is Python's; the socket is attached with the negotiated values. When the connection is lost, everything
-# in flight goes back to the queue, EVENT_INITIATOR_LOST is posted, and Python attaches a new one (same ISID, so that the
-# target ends the old session's tasks) or calls `fail`. Store semantics stay: done() once for each Io.
+# any CDB. Login is Python's; the socket is attached with the negotiated values. When the connection is lost,
+# everything in flight goes back to the queue, EVENT_INITIATOR_LOST is posted, and Python attaches a new one (same ISID,
+# so that the target ends the old session's tasks) or calls `fail`. Store semantics stay: done() once for each Io.
 # Unit attentions and BUSY / TASK SET FULL of the target are retried here (bounded); other statuses end as E_CHECK for
 # STORE_COMMAND (with sense) and E_IO for data (E_BUSY: reservation conflict, or busy for too long).
 #

@@ -1,7 +1,7 @@
 # The initiator's side of one session in full feature phase (RFC 7143, error recovery level 0, one connection).
 #
-# Owns the connection and the sequence numbers; tasks are initiator_task's. A connection ends by the peer, by an error of
-# the peer, by silence, or by Python; the Ios stay and wait for the next one.
+# Owns the connection and the sequence numbers; tasks are initiator_task's. A connection ends by the peer, by an error
+# of the peer, by silence, or by Python; the Ios stay and wait for the next one.
 # Invariants: a PDU of the target touches only a task that waits for it and only inside that task's data; after
 # conn_close nothing is sent or received, and on_closed gives everything in flight back to the queue, once.
 # Cost: per PDU one look-up by tag; data of Data-In goes from the socket to its place in the Io.
@@ -370,7 +370,8 @@ cdef int attach(Initiator* initiator, int fd, const ConnParams* params) noexcept
     status = conn_init(&initiator.conn, initiator.store.loop, fd, params, &CONN_OPS, initiator)
     if status < 0:
         return status
-    initiator.conn.tx_pause_bytes = 0       # what is queued is bounded by tasks_pump; two sides that both stop reading hang
+    # What is queued is bounded by tasks_pump, and two sides that both stop reading would hang.
+    initiator.conn.tx_pause_bytes = 0
     initiator.attached = True
     initiator.failed = False
     initiator.leaving = False
@@ -493,8 +494,8 @@ cdef class InitiatorStore(StoreHandle):
     """A LUN of a target as a store (RFC 7143 from the initiator's side, after login).
 
     `size_bytes` and `block_bytes` are what READ CAPACITY told; `queue_depth` bounds the commands in flight (1 to 1000).
-    `unmap`: the target is known to take WRITE SAME (16) with UNMAP; without it zeros are written. `volatile`: the target
-    has a write cache (caching mode page, WCE). Times are milliseconds; nop_interval_ms 0 sends no NOP-Out.
+    `unmap`: the target is known to take WRITE SAME (16) with UNMAP; without it zeros are written. `volatile`: the
+    target has a write cache (caching mode page, WCE). Times are milliseconds; nop_interval_ms 0 sends no NOP-Out.
     Requests wait while nothing is attached; after fail() they end with E_IO until the next attach.
     """
 
@@ -580,7 +581,8 @@ cdef class InitiatorStore(StoreHandle):
         the store from now on (also when the answer is an error). E_BUSY while another is attached."""
         cdef ConnParams values
         params_from(params, &values)
-        return self.reactor.call(do_attach, self.usable(), <uint64_t>fd, 0, 0, 0, <const uint8_t*>&values, sizeof(values))
+        return self.reactor.call(do_attach, self.usable(), <uint64_t>fd, 0, 0, 0,
+                                 <const uint8_t*>&values, sizeof(values))
 
     def detach(self) -> int:
         """Closes the connection at once; what is in flight waits for the next attach."""

@@ -304,7 +304,8 @@ cdef void task_send(Initiator* initiator, Task* task, TxPdu* pdu) noexcept nogil
         burst_open(initiator, task, &task.bursts[0], TAG_NONE, immediate_bytes, unsolicited_bytes)
 
 
-cdef void tx_queue(Initiator* initiator, Task* task, TxPdu* pdu, uint32_t offset_bytes, uint32_t length_bytes) noexcept nogil:
+cdef void tx_queue(Initiator* initiator, Task* task, TxPdu* pdu, uint32_t offset_bytes,
+                   uint32_t length_bytes) noexcept nogil:
     pdu.data = task.data + offset_bytes if length_bytes != 0 else NULL
     pdu.sent = on_sent
     pdu.owner = initiator

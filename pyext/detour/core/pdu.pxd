@@ -53,7 +53,8 @@ cdef int pdu_rx_advance(PduRx* rx, uint32_t length_bytes) noexcept nogil     # R
 # Writes DataSegmentLength and TotalAHSLength into the BHS; answers bytes of header part (BHS + AHS + digest).
 cdef uint32_t pdu_tx_header(uint8_t* bhs, uint32_t ahs_bytes, uint32_t data_bytes, bint header_digest) noexcept nogil
 # Padding and data digest behind the data; `trailer` has room for 7 bytes; answers their number (0..7).
-cdef uint32_t pdu_tx_trailer(uint8_t* trailer, const uint8_t* data, uint32_t data_bytes, bint data_digest) noexcept nogil
+cdef uint32_t pdu_tx_trailer(uint8_t* trailer, const uint8_t* data, uint32_t data_bytes,
+                             bint data_digest) noexcept nogil
 
 # Serial number arithmetic of RFC 1982 on 32 bits (section 4.2.2.1)
 cdef inline bint sn_lt(uint32_t a, uint32_t b) noexcept nogil:

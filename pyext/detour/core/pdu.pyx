@@ -187,7 +187,8 @@ cdef uint32_t pdu_tx_header(uint8_t* bhs, uint32_t ahs_bytes, uint32_t data_byte
     return header_bytes + DIGEST_BYTES
 
 
-cdef uint32_t pdu_tx_trailer(uint8_t* trailer, const uint8_t* data, uint32_t data_bytes, bint data_digest) noexcept nogil:
+cdef uint32_t pdu_tx_trailer(uint8_t* trailer, const uint8_t* data, uint32_t data_bytes,
+                             bint data_digest) noexcept nogil:
     cdef uint32_t pad_bytes = (0 - data_bytes) & 3
     cdef uint32_t crc
     if data_bytes == 0:
