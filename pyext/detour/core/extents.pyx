@@ -531,13 +531,14 @@ cdef void _carve(Extents* tree, lba_t at, lba_t end, int64_t only_slot, extent_r
 cdef bint _overwrite(Node* leaf, uint64_t index, const Extent* added, extent_replaced_fn replaced,
                      void* owner) noexcept nogil:
     cdef Extent* there = &leaf.body.extents[index]
-    cdef uint32_t before = there.slot
+    cdef uint32_t before
     if index == leaf.count or there.lba != added.lba or there.blocks != added.blocks:
         return False
     if index > 0 and (there - 1).slot == added.slot:
         return False
     if index + 1 < leaf.count and (there + 1).slot == added.slot:
         return False
+    before = there.slot
     there.slot = added.slot
     if replaced != NULL:
         replaced(owner, before, added.blocks)
