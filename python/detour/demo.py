@@ -41,7 +41,6 @@ HOST_NAME = "iqn.2026-01.org.detour:demo-host"
 VOLUME = "demo"
 STORE = "demo"
 SECTIONS = {"before": 0, "copy": 1, "catch_up": 2, "after": 3}
-SECTION_FILL = 7
 PHASE_SECTIONS = {"redirecting": "copy", "frozen": "copy", "copying": "copy", "abandoning": "catch_up",
                   "catching-up": "catch_up", "holding": "catch_up", "going-home": "catch_up", "home": "after"}
 FREEZE_IS_OVER = ("copying", "catching-up", "holding", "going-home", "home")
@@ -166,7 +165,6 @@ class Host:
         self._store: Any = None
         self._map: mmap.mmap | None = None
         self.load: Load | None = None
-        self.fill_load: Load | None = None
         self._section = "before"
 
     async def start(self, main_url: IscsiUrl) -> None:
@@ -175,10 +173,11 @@ class Host:
         unit = UNIT_BYTES if self._store.size_bytes % UNIT_BYTES == 0 else max(512, self._store.block_bytes)
         shape: dict[str, Any] = {"unit_bytes": unit, "seed": 20260101}
         if self._options.image is None:
-            self.fill_load = Load(self._runtime, self._store.handle, mode="sequential", read_share=0.0, depth=8,
-                                  io_bytes=256 * unit, **shape)
-            await self.fill_load.run(operations=-(-self._store.size_bytes // (256 * unit)))
-            shape["versions"] = self.fill_load.generator.versions
+            fill = Load(self._runtime, self._store.handle, mode="sequential", read_share=0.0, depth=8,
+                        io_bytes=256 * unit, **shape)
+            await fill.run(operations=-(-self._store.size_bytes // (256 * unit)))
+            fill.close()
+            shape["versions"] = fill.generator.versions
         else:
             with open(self._options.image, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)

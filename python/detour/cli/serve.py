@@ -1,6 +1,8 @@
 """`detour serve`: the gateway."""
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from detour.cli.support import run_async
@@ -24,5 +26,6 @@ def command(path: str, check: bool) -> int:
         return 0
     from detour.gateway import serve
 
-    run_async(serve(config))
+    with contextlib.suppress(KeyboardInterrupt):        # a signal is how a server ends
+        run_async(serve(config))
     return 0

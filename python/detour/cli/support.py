@@ -72,30 +72,31 @@ def human_seconds(seconds: float | None) -> str:
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's coroutine. SIGTERM and SIGINT cancel it, so that its `finally` parts run; Ctrl-C then is
-    KeyboardInterrupt for the caller."""
+    """Runs a command's coroutine. SIGINT and SIGTERM cancel it once, so that its `finally` parts run in peace; then
+    KeyboardInterrupt is raised here."""
+    stopped = False
 
     async def watched() -> T:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        stopped = False
 
         def stop() -> None:
             nonlocal stopped
-            stopped = True
-            task.cancel()
+            if not stopped:
+                stopped = True
+                task.cancel()
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
-        try:
-            return await main
-        except asyncio.CancelledError:
-            if stopped:
-                raise KeyboardInterrupt from None
-            raise
+        return await main
 
-    return asyncio.run(watched())
+    try:
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        if stopped:
+            raise KeyboardInterrupt from None
+        raise
 
 
 async def until_signal() -> None:
