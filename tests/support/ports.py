@@ -1,0 +1,23 @@
+"""Free TCP ports on loopback for programs that cannot take port 0."""
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def wait_for_port(port: int, host: str = "127.0.0.1", seconds: float = 10.0) -> None:
+    """Returns when something accepts connections there. TimeoutError otherwise."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"nothing listens on {host}:{port} after {seconds} s")

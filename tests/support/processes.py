@@ -1,0 +1,123 @@
+"""Runs `detour ...` and foreign programs for tests: waits until they are ready, keeps what they say, ends them in time."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+STOP_SECONDS = 15.0
+
+
+class Program:
+    """A running program whose output is kept. Use as a context manager, or end it by stop() or kill()."""
+
+    def __init__(self, words: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | None = None,
+                 cwd: Path | None = None) -> None:
+        self.words = [os.fspath(word) for word in words]
+        self.process = subprocess.Popen(self.words, env={**os.environ, **(env or {})}, cwd=cwd, text=True, bufsize=1,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.output: list[str] = []
+        self.errors: list[str] = []
+        self._changed = threading.Condition()
+        self._readers = [threading.Thread(target=self._read, args=pair, daemon=True)
+                         for pair in ((self.process.stdout, self.output), (self.process.stderr, self.errors))]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: object, lines: list[str]) -> None:
+        for line in stream:     # type: ignore[attr-defined]
+            with self._changed:
+                lines.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_line(self, start: str, seconds: float = 30.0) -> str:
+        """The first line on standard output that begins with `start`. AssertionError with all output otherwise."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while True:
+                for line in self.output:
+                    if line.startswith(start):
+                        return line
+                left = deadline - time.monotonic()
+                ended = not self.running and not any(reader.is_alive() for reader in self._readers)
+                if left <= 0 or ended:
+                    why = f"ended with {self.process.returncode}" if ended else f"said nothing for {seconds} s"
+                    raise AssertionError(f"no line {start!r}: {self.words[:4]} {why}\n{self.said()}")
+                self._changed.wait(min(left, 0.2))
+
+    def said(self) -> str:
+        return "\n".join(["-- output", *self.output[-50:], "-- errors", *self.errors[-50:]])
+
+    def wait(self, seconds: float) -> int:
+        """Exit code; kills and raises AssertionError when it does not end in time."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.words[:4]} did not end within {seconds} s\n{self.said()}") from None
+        self._join()
+        return code
+
+    def stop(self, seconds: float = STOP_SECONDS) -> int:
+        """SIGTERM, then what wait() does."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL; returns when the process is gone."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self._join()
+
+    def _join(self) -> None:
+        for reader in self._readers:
+            reader.join(2)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            try:
+                self.stop()
+            except AssertionError:
+                self.kill()
+        else:
+            self._join()
+
+
+def detour(*words: str | os.PathLike[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Program:
+    """`detour ...` of the Python that runs the tests."""
+    return Program([sys.executable, "-m", "detour", *words], env=env, cwd=cwd)
+
+
+def detour_ready(*words: str | os.PathLike[str], seconds: float = 30.0, env: Mapping[str, str] | None = None,
+                 cwd: Path | None = None) -> tuple[Program, str]:
+    """`detour serve` or `detour target`, accepting logins: the program and its line `ready ...`."""
+    program = detour(*words, env=env, cwd=cwd)
+    try:
+        return program, program.wait_line("ready ", seconds)
+    except AssertionError:
+        program.kill()
+        raise
