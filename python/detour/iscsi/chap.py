@@ -22,14 +22,16 @@ from detour.errors import LoginError, ProtocolError
 from detour.iscsi.keys import parse_number
 from detour.urls import Secret
 
-# CHAP_A numbers, strongest first: the order in which they are offered and chosen
+# CHAP_A numbers, strongest first: the order in which a target of ours chooses
 ALGORITHMS: Mapping[int, Callable[[bytes], bytes]] = {
     8: lambda data: hashlib.sha3_256(data).digest(),
     7: lambda data: hashlib.sha256(data).digest(),
     6: lambda data: hashlib.sha1(data, usedforsecurity=False).digest(),
     5: lambda data: hashlib.md5(data, usedforsecurity=False).digest(),
 }
-ALGORITHM_NAMES = {"md5": 5, "sha1": 6, "sha256": 7, "sha3-256": 8}
+# The order in which they are offered, as targets take the first that they know. 7 comes last: tgt and its relatives
+# take it for SHA-1.
+OFFERED = (8, 6, 5, 7)
 CHALLENGE_BYTES = 32
 CHALLENGE_BYTES_MAX = 1024      # section 12.1.3
 
@@ -157,7 +159,7 @@ class ChapInitiator:
     """The side that proves itself, and with `mutual` demands the same of the target."""
 
     def __init__(self, own: Credentials, mutual: Credentials | None = None,
-                 algorithms: tuple[int, ...] = tuple(ALGORITHMS), random: Callable[[int], bytes] = os.urandom) -> None:
+                 algorithms: tuple[int, ...] = OFFERED, random: Callable[[int], bytes] = os.urandom) -> None:
         if mutual and mutual.secret == own.secret:
             raise ValueError("CHAP secrets of the two directions must differ (RFC 7143 section 9.2.1)")
         self._own = own

@@ -81,6 +81,7 @@ class Connection(OpenStore):
         self.last_error = ""
         self.redirect_hops: tuple[str, ...] = ()
         self.portal = url.portal
+        self.portal_group: int | None = None
         self._initiator = handle
         self._store_id = store_id
         self._options = options
@@ -134,6 +135,7 @@ class Connection(OpenStore):
     async def attach(self, done: Login) -> None:
         """Hands a session in full feature phase to the core."""
         self.redirect_hops, self.portal = done.hops, done.portal
+        self.portal_group = done.portal_group
         losses = self._losses
         fd = done.sock.detach()
         try:
