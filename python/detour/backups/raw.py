@@ -125,7 +125,7 @@ async def open_sink(opener: Callable[..., Any], url: str | StoreUrl | Repository
     except BaseException:
         await store.close()
         raise
-    return Sink(place, store, str(FileUrl(str(place.final))) if place.final else _shown(place.url))
+    return Sink(place, store, str(FileUrl(str(place.final))) if place.final else shown_url(place.url))
 
 
 def _check_geometry(store: Any, size_bytes: int, block_bytes: int) -> None:
@@ -137,7 +137,7 @@ def _check_geometry(store: Any, size_bytes: int, block_bytes: int) -> None:
                            f"volume's {size_bytes} (its blocks have {block_bytes})")
 
 
-def _shown(url: StoreUrl) -> str:
+def shown_url(url: StoreUrl | RepositoryUrl) -> str:
     """The URL as a record may keep it: the user's name stays, the secret does not."""
     if isinstance(url, IscsiUrl) and url.secret is not None and not url.secret_source:
         url = IscsiUrl(url.host, url.port, url.target, url.lun, url.user)
@@ -172,7 +172,7 @@ class Verdict:
 
 
 async def verify(opener: Callable[..., Any], catalog: Catalog, record: BackupRecord,
-                 progress: Progress | None = None, url: str | None = None) -> Verdict:
+                 progress: Progress | None = None, url: str | StoreUrl | RepositoryUrl | None = None) -> Verdict:
     """Reads the whole image again and compares each chunk. UsageError for a partial backup."""
     sums = _checksums(catalog, record)
     verdict = Verdict(record.id)
@@ -229,14 +229,15 @@ async def _opened(opener: Callable[..., Any], url: str, size_bytes: int) -> Asyn
 # -- restore -----------------------------------------------------------------------------------------------------------
 
 async def restore(runtime: Any, opener: Callable[..., Any], source: BackupRecord | str, to: str,
-                  catalog: Catalog | None = None, progress: Progress | None = None, window: int = 8) -> Verdict:
+                  catalog: Catalog | None = None, progress: Progress | None = None, window: int = 8,
+                  url: str | StoreUrl | RepositoryUrl | None = None) -> Verdict:
     """Copies a backup (its record, or an image by URL) to a volume. With a record, what was read is compared with its
     checksums: the verdict names what differed. Bytes of a larger target behind the image are left alone."""
     from detour.core.copier import CopierHandle
     record = source if isinstance(source, BackupRecord) else None
     sums = _checksums(catalog, record) if record is not None and catalog is not None else None
     reactor = runtime.next_reactor()
-    image = await opener(record.url if record else source, read_only=True, reactor=reactor)
+    image = await opener(url or (record.url if record else source), read_only=True, reactor=reactor)
     try:
         size = record.size_bytes if record else image.size_bytes
         if image.size_bytes < size:

@@ -230,6 +230,10 @@ class Memo:
         self._path = path
         self._memory: dict[str, Any] | None = None
 
+    @property
+    def kept(self) -> bool:
+        return self._memory is not None or (self._path is not None and self._path.exists())
+
     def read(self) -> dict[str, Any] | None:
         """None when nothing is kept. DetourError when it cannot be read."""
         if self._path is None:

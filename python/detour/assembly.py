@@ -1,0 +1,304 @@
+"""From the configuration to live volumes: journal, main's session, volume, target, and then the gateway's door.
+
+Volumes of one target name share a target and a reactor: a redirect moves all of a target's hosts at once. A volume
+whose journal has something to recover gets its phase back before logins are accepted; until then, and while main cannot
+be reached, logins are told to come again. In normal operation a login that reaches the gateway is redirected to main.
+"""
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from detour.config import Config, GatewaySection, VolumeSection
+from detour.core.journal import JournalHandle
+from detour.core.target import TargetHandle
+from detour.core.volume import VolumeHandle
+from detour.errors import ConfigError, CorruptError, DetourError, StorageError
+from detour.iscsi.identity import Identity
+from detour.iscsi.initiator import connect, default_initiator_name
+from detour.iscsi.listener import Listener, TargetEntry
+from detour.redirect.base import Address, Memo, RedirectDriver, VolumeContext, make_driver
+from detour.run_parts import CORE_PASS
+from detour.runtime import Runtime
+from detour.stores import open_store
+from detour.urls import IscsiUrl, parse_endpoint
+from detour.volumes import LiveVolume, Recovered
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 3.0
+SUPERBLOCK_BYTES = 4096
+
+
+class TargetPortal:
+    """The gateway's door for the hosts of one target (volumes.Portal)."""
+
+    def __init__(self, listener: Listener, entry: TargetEntry, main: str | None) -> None:
+        self._listener = listener
+        self._entry = entry
+        self._main = main               # main's portal, "host:port"; None: main is no target, hosts stay here
+
+    def admit(self) -> None:
+        self._entry.redirect = None
+        self._entry.accepting = True
+
+    def turn_home(self) -> None:
+        self._entry.redirect = self._main
+        self._entry.accepting = self._main is None
+
+    def wait(self) -> None:
+        """Logins are told to come again."""
+        self._entry.redirect = None
+        self._entry.accepting = False
+
+    def sessions(self) -> int:
+        return len(self._listener.sessions_of(self._entry.iqn))
+
+
+@dataclass
+class Unit:
+    """One volume of the configuration, and what has been made of it so far."""
+
+    name: str
+    section: VolumeSection
+    driver: RedirectDriver
+    marker: Memo
+    journal: Any = None
+    main: Any = None
+    live: LiveVolume | None = None
+    recovered: Recovered | None = None
+    note: bytes = b""
+    trouble: str = ""               # why it is not there; empty when it is
+    damaged: bool = False           # its journal cannot be trusted: the administrator has to decide
+
+    @property
+    def ready(self) -> bool:
+        return self.live is not None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        found: Identity | None = getattr(self.main, "identity", None)
+        if found is None:
+            return {}
+        return {"vendor": found.vendor, "product": found.product, "serial": found.serial,
+                "names": [name.hex() for name in found.names]}
+
+
+@dataclass
+class TargetGroup:
+    """All volumes of one target name."""
+
+    iqn: str
+    reactor: Any
+    handle: Any
+    entry: TargetEntry
+    portal: TargetPortal
+    units: list[Unit] = field(default_factory=list)
+
+
+def gateway_address(section: GatewaySection) -> Address:
+    """What redirects tell the hosts. ConfigError when it cannot be known."""
+    text = section.advertise or section.listen[0]
+    address = Address(*parse_endpoint(text, 3260))
+    if address.host in ("0.0.0.0", "::", ""):
+        raise ConfigError("the address that redirects tell the hosts is not known", key="gateway.advertise",
+                          hint="Write the gateway's IP address and port into gateway.advertise.")
+    return address
+
+
+def make_unit(name: str, section: VolumeSection, gateway: Address, state: Path) -> Unit:
+    """The driver is made, and its options checked, but nothing is opened. ConfigError."""
+    main = section.main
+    portal = Address(main.host, main.port) if isinstance(main, IscsiUrl) else gateway
+    initiator = section.initiator_name or default_initiator_name()
+    folder = state / "volumes"
+    context = VolumeContext(name, section.target_name, portal, gateway, initiator, folder / f"{name}.rules.json")
+    try:
+        driver = make_driver(context, section.redirect)
+    except ConfigError as error:
+        raise ConfigError(error.reason, key=f"volume.{name}.{error.key}") from None
+    return Unit(name, section, driver, Memo(folder / f"{name}.detour.json"))
+
+
+def stable_isid(state: Path, volume: str) -> bytes:
+    """The same at each start (type 10b, RFC 7143 section 11.12.5): the login after a crash then ends the tasks that the
+    dead gateway's session still had on main, so that none of its writes lands later."""
+    digest = hashlib.sha256(f"{state.resolve()}\0{volume}".encode()).digest()
+    return b"\x80" + digest[:5]
+
+
+def make_groups(runtime: Runtime, listener: Listener, config: Config, gateway: Address) -> list[TargetGroup]:
+    """Targets with their units; nothing is opened, and every login is told to come again. ConfigError."""
+    groups: dict[str, TargetGroup] = {}
+    for name, section in config.volume.items():
+        unit = make_unit(name, section, gateway, config.gateway.state)
+        iqn = section.target_name.lower()
+        if iqn not in groups:
+            reactor = runtime.next_reactor()
+            handle = TargetHandle(reactor, runtime.new_id())
+            auth = section.auth.chap() if section.auth is not None else None
+            entry = listener.add_target(TargetEntry(iqn, handle, auth, accepting=False))
+            main = section.main.portal if isinstance(section.main, IscsiUrl) else None
+            groups[iqn] = TargetGroup(iqn, reactor, handle, entry, TargetPortal(listener, entry, main))
+        groups[iqn].units.append(unit)
+    return list(groups.values())
+
+
+async def assemble(runtime: Runtime, group: TargetGroup, state: Path) -> None:
+    """Brings all units of a group up, trying again for as long as main cannot be reached. Then the door is opened: for
+    hosts when a detour is unfinished, else towards main. A damaged journal keeps it closed, so that no host meets old
+    data."""
+    for unit in group.units:
+        await _open_journal(group, unit)
+    if not any(_unfinished(unit) for unit in group.units):
+        group.portal.turn_home()
+    while True:
+        for unit in group.units:
+            if not unit.ready and not unit.damaged:
+                await _bring_up(runtime, group, unit, state)
+        if all(unit.ready or unit.damaged for unit in group.units):
+            break
+        await asyncio.sleep(RETRY_S)
+    if any(unit.damaged for unit in group.units):
+        group.portal.wait()
+        return
+    await _fill_target(runtime, group)
+    if any(_unfinished(unit) for unit in group.units):
+        group.portal.admit()
+    else:
+        group.portal.turn_home()
+
+
+async def _fill_target(runtime: Runtime, group: TargetGroup) -> None:
+    lives = [unit.live for unit in group.units if unit.live is not None]
+    for unit, live in zip(group.units, lives, strict=True):
+        live.luns = frozenset(one.section.lun for one in group.units)
+        await runtime.wait(group.handle.set_lun(unit.section.lun, live.volume), context=f"LUN of {unit.name}")
+    await runtime.wait(group.handle.set_fallback(lives[0].volume), context=f"target {group.iqn}")
+    group.entry.portal_group = getattr(lives[0].main, "portal_group", None) or 1
+
+
+def _unfinished(unit: Unit) -> bool:
+    """A detour was under way when the gateway ended: hosts may be on their way here."""
+    recovering = unit.journal is not None and unit.journal.needs_recovery
+    recovered = unit.recovered is not None and unit.recovered.phase != CORE_PASS
+    return unit.damaged or recovering or recovered or unit.marker.kept
+
+
+async def _open_journal(group: TargetGroup, unit: Unit) -> None:
+    """A journal that is there is opened before anything else: it tells whether a detour is unfinished."""
+    path = unit.section.journal.path
+    try:
+        if not await asyncio.to_thread(_holds_anything, path):
+            return
+        unit.journal = await asyncio.to_thread(JournalHandle.open, group.reactor, path)
+        unit.note = unit.journal.superblock["note"]
+    except (DetourError, OSError) as error:
+        unit.trouble, unit.damaged = str(error), True
+        log.error("the journal cannot be opened", volume=unit.name, path=str(path), reason=unit.trouble)
+
+
+def _holds_anything(path: Path) -> bool:
+    """False where a journal has to be made: no file, or nothing but zeros where the superblocks would be."""
+    try:
+        with open(path, "rb") as file:
+            return any(file.read(2 * SUPERBLOCK_BYTES))
+    except FileNotFoundError:
+        return False
+
+
+async def _bring_up(runtime: Runtime, group: TargetGroup, unit: Unit, state: Path) -> None:
+    """One try; what it reached is kept for the next one. The reason of a failure is in `unit.trouble`."""
+    try:
+        if unit.main is None:
+            unit.main = await _open_main(runtime, group, unit, state)
+        await _fit_journal(runtime, group, unit)
+        live = _make_live(runtime, group, unit)
+        if unit.journal.needs_recovery:
+            await _recover(unit, live)
+        unit.live, unit.trouble = live, ""
+    except (DetourError, OSError) as error:
+        unit.damaged = isinstance(error, CorruptError)
+        if str(error) != unit.trouble:
+            log.error("the volume is not there", volume=unit.name, reason=str(error))
+        unit.trouble = str(error)
+
+
+async def _recover(unit: Unit, live: LiveVolume) -> None:
+    unit.recovered = found = await live.recover()
+    log.info("the journal was not closed in order", volume=unit.name, phase=found.phase, entries=found.live,
+             bytes=found.live_bytes, torn=found.torn)
+    if found.corrupt:
+        raise CorruptError(f"the journal of {unit.name} has {found.corrupt} damaged entries, the first with sequence "
+                           f"number {found.corrupt_seq} at block {found.corrupt_lba}",
+                           hint="`detour replay` brings what is whole to main; keep the journal.")
+
+
+async def _open_main(runtime: Runtime, group: TargetGroup, unit: Unit, state: Path) -> Any:
+    """Main's logical unit, through the driver's door, never following a redirect: it would lead back to the gateway."""
+    section = unit.section
+    if not isinstance(section.main, IscsiUrl):
+        return await open_store(runtime, section.main, reactor=group.reactor)
+    door = unit.driver.door()
+    url = section.main
+    if door.portal is not None or door.target is not None:
+        portal = door.portal or Address(url.host, url.port)
+        url = IscsiUrl(portal.host, portal.port, door.target or url.target, url.lun, url.user, url.secret,
+                       url.secret_source)
+    return await connect(runtime, url, reactor=group.reactor, retry_seconds=section.main_retry,
+                         initiator_name=unit.driver.context.initiator_name, isid=stable_isid(state, unit.name),
+                         source_ip=door.source_ip, follow_redirect=False)
+
+
+async def _fit_journal(runtime: Runtime, group: TargetGroup, unit: Unit) -> None:
+    """There is a journal of main's geometry: a new one, or, where nothing is unfinished, a new one in its place."""
+    main, section = unit.main, unit.section.journal
+    blocks = main.size_bytes // main.block_bytes
+    if unit.journal is not None:
+        block = unit.journal.superblock
+        fits = (block["block_bytes"], block["volume_blocks"]) == (main.block_bytes, blocks)
+        if fits and (unit.journal.needs_recovery or unit.journal.size_bytes == section.size):
+            return
+        if unit.journal.needs_recovery:
+            raise StorageError(f"the journal {section.path} holds an unfinished detour of a volume with "
+                               f"{block['volume_blocks']} blocks of {block['block_bytes']} bytes; main has {blocks} of "
+                               f"{main.block_bytes}")
+        await runtime.wait(unit.journal.close(), check=False)
+        unit.journal = None
+    section.path.parent.mkdir(parents=True, exist_ok=True)
+    unit.journal = await asyncio.to_thread(JournalHandle.create, group.reactor, section.path, section.size,
+                                           main.block_bytes, blocks, b"", False)
+
+
+def _make_live(runtime: Runtime, group: TargetGroup, unit: Unit) -> LiveVolume:
+    sync = unit.section.sync
+    identity: Identity | None = getattr(unit.main, "identity", None)
+    volatile = identity.write_cache if identity is not None else True
+    sync_always = sync == "always" or (sync == "auto" and not volatile)
+    volume = VolumeHandle(group.reactor, runtime.new_id(), unit.main.handle, unit.journal, sync_always)
+    return LiveVolume(runtime, unit.name, unit.main, volume, group.handle, unit.journal, group.portal,
+                      [unit.section.lun])
+
+
+async def close_group(runtime: Runtime, group: TargetGroup) -> None:
+    """From the hosts downwards. What a detour left in the journal stays there for the next start."""
+    group.portal.wait()
+    for step in [group.handle.close] + [unit.live.volume.close for unit in group.units if unit.live is not None]:
+        try:
+            await asyncio.wait_for(runtime.wait(step(), check=False), 5.0)
+        except (DetourError, TimeoutError) as error:
+            log.warning("a part of the target did not close in order", target=group.iqn, reason=str(error))
+    for unit in group.units:
+        for part in (unit.live, unit.driver, unit.main):
+            if part is not None:
+                try:
+                    await part.close()
+                except (DetourError, OSError) as error:
+                    log.warning("a part of the volume did not close in order", volume=unit.name, reason=str(error))
+        if unit.journal is not None:
+            await runtime.wait(unit.journal.close(), check=False)

@@ -1,0 +1,288 @@
+"""The gateway: all targets, the runs of their volumes, the backups, and `detour serve`."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import OrderedDict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from detour.assembly import TargetGroup, Unit, assemble, close_group, gateway_address, make_groups
+from detour.backups import raw
+from detour.backups.catalog import BackupRecord, Catalog
+from detour.backups.raw import Sink, Verdict
+from detour.config import Config, VolumeSection
+from detour.detour import DetourRun
+from detour.errors import BusyError, DetourError, StorageError, UsageError
+from detour.iscsi.listener import Listener
+from detour.run_parts import CORE_PASS, RunParts, RunSettings
+from detour.runtime import Runtime
+from detour.stores import open_store
+from detour.urls import parse_endpoint
+
+log = structlog.get_logger(__name__)
+
+RUNS_KEPT = 200
+
+
+class Gateway:
+    """`start`, then `start_detour` and the rest from the same event loop, then `stop`."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.address = gateway_address(config.gateway)
+        self.runtime = Runtime(config.gateway.reactors, config.gateway.buffers)
+        self.listener = Listener(self.runtime)
+        self.catalog = Catalog(config.gateway.state / "backups")
+        self.runs: OrderedDict[str, DetourRun] = OrderedDict()
+        self.portals: list[tuple[str, int]] = []
+        self.groups: list[TargetGroup] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Opens the portals once every target that can be there is in place; the others are tried again beside.
+        ConfigError or UsageError when the configuration cannot be served."""
+        _check_state(self.config.gateway.state)
+        await self.runtime.start()
+        self.groups = make_groups(self.runtime, self.listener, self.config, self.address)
+        tasks = [self._beside(self._bring_up(group)) for group in self.groups]
+        if tasks:
+            await asyncio.wait(tasks, timeout=10.0)
+        for text in self.config.gateway.listen:
+            self.portals.append(await self.listener.listen(*parse_endpoint(text, 3260)))
+
+    async def stop(self) -> None:
+        """Runs under way stay as they are: the journal holds what the next start needs to go on."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(DetourError, OSError):
+            await self.listener.close()
+        for group in self.groups:
+            await close_group(self.runtime, group)
+        await self.runtime.stop()
+
+    def _beside(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the gateway failed", exc_info=task.exception())
+
+    async def _bring_up(self, group: TargetGroup) -> None:
+        await assemble(self.runtime, group, self.config.gateway.state)
+        for unit in group.units:
+            if not any(one.damaged for one in group.units):
+                self._resume(group, unit)
+            watch = getattr(unit.main, "on_state", None)
+            if watch is not None:
+                watch(partial(self._main_changed, unit))
+
+    def _main_changed(self, unit: Unit, state: str) -> None:
+        """A main that was given up is asked for again for as long as the gateway runs: hosts depend on it."""
+        if state == "failed":
+            self._beside(self._ask_again(unit))
+
+    async def _ask_again(self, unit: Unit) -> None:
+        while unit.main.state == "failed":
+            with contextlib.suppress(StorageError):
+                await unit.main.reconnect()
+            await asyncio.sleep(1.0)
+
+    # -- runs --------------------------------------------------------------------------------------------------------
+
+    def unit(self, volume: str) -> tuple[TargetGroup, Unit]:
+        for group in self.groups:
+            for unit in group.units:
+                if unit.name == volume:
+                    return group, unit
+        raise UsageError(f"there is no volume {volume}", hint="`detour status` lists the volumes.")
+
+    def start_detour(self, volume: str, store: str | None = None, tag: str = "") -> DetourRun:
+        """Begins a run. UsageError for unknown names, BusyError while the target is in a detour, StorageError while
+        main is not there."""
+        group, unit = self.unit(volume)
+        name = self._store_name(store)
+        if unit.live is None:
+            raise StorageError(f"the volume {volume} is not there: {unit.trouble or 'main is being opened'}")
+        for other in group.units:
+            busy = self.active_run(other.name)
+            if busy is not None:
+                raise BusyError(f"{volume} is in a detour already: {busy.id} is {busy.phases.now.value}",
+                                hint="`detour status` shows how far it is; `detour cancel` ends it.")
+        run = DetourRun(self._parts(group, unit, name), name, tag)
+        self._launch(run)
+        return run
+
+    def active_run(self, volume: str) -> DetourRun | None:
+        return next((run for run in self.runs.values() if run.live.name == volume and run.result is None), None)
+
+    def last_run(self, volume: str) -> DetourRun | None:
+        return next((run for run in reversed(self.runs.values()) if run.live.name == volume), None)
+
+    def cancel_volume(self, volume: str) -> DetourRun:
+        """UsageError when the volume is in no detour."""
+        self.unit(volume)
+        run = self.active_run(volume)
+        if run is None:
+            raise UsageError(f"{volume} is in no detour: its host is home")
+        run.cancel()
+        return run
+
+    def run_of(self, run_id: str) -> DetourRun:
+        run = self.runs.get(run_id)
+        if run is None:
+            raise UsageError(f"there is no detour {run_id}")
+        return run
+
+    def _launch(self, run: DetourRun) -> None:
+        self.runs[run.id] = run
+        over = [key for key, one in self.runs.items() if one.result is not None]
+        for key in over[:max(0, len(self.runs) - RUNS_KEPT)]:
+            del self.runs[key]
+        self._beside(run.run())
+
+    def _parts(self, group: TargetGroup, unit: Unit, store: str) -> RunParts:
+        assert unit.live is not None
+        live = unit.live
+
+        async def open_sink(backup_id: str, resume: bool) -> Sink:
+            section = self.config.store.get(store)
+            if section is None:
+                raise StorageError(f"the configuration has no store {store} any more")
+            opener = partial(open_store, self.runtime, reactor=group.reactor)
+            return await raw.open_sink(opener, section.url, backup_id, live.size_bytes, live.block_bytes, resume)
+
+        return RunParts(live, unit.driver, self.address, self.catalog, unit.marker, open_sink,
+                        run_settings(unit.section), unit.identity)
+
+    def _store_name(self, store: str | None) -> str:
+        if store is None:
+            if len(self.config.store) != 1:
+                raise UsageError(f"one of the {len(self.config.store)} stores has to be named",
+                                 hint="Give --store NAME.")
+            return next(iter(self.config.store))
+        if store not in self.config.store:
+            raise UsageError(f"there is no store {store}", hint=f"Known are {', '.join(self.config.store) or 'none'}.")
+        return store
+
+    def _resume(self, group: TargetGroup, unit: Unit) -> None:
+        """A detour that was under way when the gateway ended goes on, or is brought home."""
+        try:
+            marked = unit.marker.read()
+        except DetourError as error:
+            log.warning("a detour's marker is damaged; its redirect is cleared", volume=unit.name, reason=str(error))
+            marked = {}
+        phase = unit.recovered.phase if unit.recovered is not None else CORE_PASS
+        if phase == CORE_PASS and marked is None:
+            return
+        note = _note(unit.note)
+        record = self._record_of(note.get("backup"))
+        store = record.store if record is not None else str(note.get("store", ""))
+        run = DetourRun(self._parts(group, unit, store), store)
+        run.resume(phase, record if phase != CORE_PASS else None)
+        log.info("a detour goes on", volume=unit.name, detour=run.id, phase=phase)
+        self._launch(run)
+
+    def _record_of(self, backup_id: Any) -> BackupRecord | None:
+        if not isinstance(backup_id, str):
+            return None
+        try:
+            return self.catalog.get(backup_id)
+        except DetourError:
+            return None
+
+    # -- backups -----------------------------------------------------------------------------------------------------
+
+    async def verify(self, backup_id: str) -> Verdict:
+        """Reads a backup again. UsageError, CorruptError, StorageError."""
+        record = self.catalog.get(backup_id)
+        opener = partial(open_store, self.runtime)
+        return await raw.verify(opener, self.catalog, record, url=self._url_of(record))
+
+    async def restore(self, backup_id: str, to: str) -> Verdict:
+        """Writes a backup to another volume. UsageError when that is a volume of this gateway under detour."""
+        record = self.catalog.get(backup_id)
+        return await raw.restore(self.runtime, partial(open_store, self.runtime), record, to, self.catalog,
+                                 url=self._url_of(record))
+
+    def _url_of(self, record: BackupRecord) -> Any:
+        """The record's place with the secret that the configuration knows."""
+        section = self.config.store.get(record.store)
+        if section is not None and raw.shown_url(section.url) == record.url:
+            return section.url
+        return record.url
+
+    # -- what is there -----------------------------------------------------------------------------------------------
+
+    def volume_document(self, volume: str) -> dict[str, Any]:
+        group, unit = self.unit(volume)
+        run = self.last_run(volume)
+        live = unit.live
+        return {"name": unit.name, "target": group.iqn, "lun": unit.section.lun, "main": str(unit.section.main),
+                "ready": unit.ready, "trouble": unit.trouble or None,
+                "main_state": getattr(unit.main, "state", None),
+                "size_bytes": live.size_bytes if live else None, "block_bytes": live.block_bytes if live else None,
+                "sessions": group.portal.sessions(), "identity": unit.identity,
+                "detour": run.document() if run is not None else None}
+
+    def volume_documents(self) -> list[dict[str, Any]]:
+        return [self.volume_document(unit.name) for group in self.groups for unit in group.units]
+
+
+def run_settings(section: VolumeSection) -> RunSettings:
+    """The limits of a volume's runs, from its configuration."""
+    return RunSettings(
+        max_pause_s=section.max_pause, reads_from_backup=section.catch_up_reads == "backup",
+        hold_limit_s=min(15.0, max(3.0, 5 * section.max_pause)), hook=tuple(section.hooks.frozen),
+        hook_limit_s=section.hooks.hook_timeout, copy_window=min(section.copy_.window, 32),
+        copy_bytes_per_second=section.copy_.rate)
+
+
+def _note(text: bytes) -> dict[str, Any]:
+    """The journal's note, as `DetourRun` wrote it; {} when there is none or it is not understood."""
+    try:
+        content = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _check_state(folder: Path) -> None:
+    try:
+        (folder / "volumes").mkdir(parents=True, exist_ok=True)
+        (folder / "backups").mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the state folder {folder} cannot be used: {error.strerror}") from None
+
+
+async def serve(config: Config) -> None:
+    """The gateway with its API, until the task is cancelled. Prints the ready line when logins are accepted."""
+    from detour import logs
+    from detour.api.server import make_app
+    from detour.embedded import serving
+
+    logs.set_up(config.gateway.log.level, config.gateway.log.style)
+    gateway = Gateway(config)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(gateway.stop)
+        await gateway.start()
+        app = make_app(gateway)
+        addresses = []
+        for api in config.gateway.api:
+            if api.startswith("unix:"):
+                Path(api.removeprefix("unix:")).parent.mkdir(parents=True, exist_ok=True)
+            addresses.append(await stack.enter_async_context(serving(app, api)))
+        portals = ",".join(f"{host}:{port}" for host, port in gateway.portals)
+        print(f"ready portal={portals} api={','.join(addresses)}", flush=True)
+        await asyncio.Event().wait()
