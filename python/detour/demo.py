@@ -76,7 +76,7 @@ class Proof:
     backup: Comparison = field(default_factory=Comparison)
     main: Comparison = field(default_factory=Comparison)
     backup_seconds: float = 0.0
-    backup_path: str = ""
+    backup_url: str = ""
 
 
 # --- files and processes
@@ -301,6 +301,8 @@ class Demo:
                 async for document in client.follow(started["id"]):
                     await self._on_progress(document)
                     self.proof.run = document
+            if document["result"] == "done":
+                self.proof.backup_url = (await client.backup(document["backup_id"]))["url"]
         self.proof.backup_seconds = time.monotonic() - begun
 
     async def _on_progress(self, document: dict[str, Any]) -> None:
@@ -329,16 +331,14 @@ class Demo:
         from detour.stores import open_store
 
         proof, pit = self.proof, self._folder / "pit.img"
-        url = (proof.run.get("backup") or {}).get("url") or ""
-        if proof.run.get("result") != "done" or not url:
+        if proof.run.get("result") != "done":
             return Comparison(reason="there is no finished backup")
         if not pit.exists():
             return Comparison(reason="the hook `frozen` has left no copy of the point in time")
-        proof.backup_path = url
-        parsed = parse_backup_url(url)
+        parsed = parse_backup_url(proof.backup_url)
         if isinstance(parsed, FileUrl):
             return await asyncio.to_thread(compare_files, Path(parsed.path), pit, proof.volume_bytes)
-        store = await open_store(runtime, url, read_only=True)
+        store = await open_store(runtime, proof.backup_url, read_only=True)
         try:
             return await compare_store(store, pit, proof.volume_bytes)
         finally:
@@ -355,15 +355,17 @@ class Demo:
             "seconds": round(seconds, 3),
             "result": run.get("result"),
             "backup": {"matches_pit": proof.backup.same, "bytes": (run.get("copy") or {}).get("bytes_done", 0),
-                       "seconds": round(proof.backup_seconds, 3), "url": proof.backup_path,
+                       "seconds": round(proof.backup_seconds, 3), "url": proof.backup_url,
                        "compare": proof.backup.document()},
             "main": {"matches_host": proof.main.same, "compare": proof.main.document()},
             "host": host,
             "catch_up": {"rounds": catch_up.get("rounds", 0), "bytes": catch_up.get("bytes", 0)},
             "cutover": {"predicted_ms": cutover.get("predicted_ms"), "actual_ms": cutover.get("actual_ms")},
         }
-        if run.get("error"):
-            document["error"] = run["error"]
+        if run.get("reason"):
+            document["error"] = run["reason"]
+        if run.get("warnings"):
+            document["warnings"] = run["warnings"]
         document["ok"] = bool(
             run.get("result") == "done" and proof.backup.same and proof.main.same
             and proof.backup.compared_bytes == proof.volume_bytes and proof.main.compared_bytes == proof.volume_bytes
