@@ -1,79 +1,15 @@
-# The host's side: sessions in full feature phase, SCSI tasks, data transfer (RFC 7143 at error recovery level 0, one
-# connection a session). Login is done by Python, which hands the socket over with the negotiated values.
-#
-# A task: command -> (immediate and unsolicited data, R2T and Data-Out) -> requests to the device, part by part -> Data-In
-# with status, or SCSI Response. Task memory comes from a slab of the session, bounded by the command window.
+# The host's side as Python holds it: sessions in full feature phase, SCSI tasks, data transfer (RFC 7143 at error
+# recovery level 0, one connection a session). Login is done by Python, which hands the socket over with the negotiated
+# values. The structs are in task.pxd, with the list of the layers below.
+from detour.core.device cimport DeviceHandle
+from detour.core.reactor cimport Command, Reactor
+from detour.core.task cimport TARGET_LUNS_MAX, Session, Target, TargetStats, Task
 from detour.core.types cimport *
-from detour.core.conn cimport Conn, ConnParams
-from detour.core.device cimport Device, Request, DeviceHandle
-from detour.core.pool cimport Slab
-from detour.core.reactor cimport Loop, Deferred, Timer, Reactor
-from detour.core.scsi cimport ScsiCommand
-from detour.core.stats cimport Histogram
-
-cdef enum:
-    TARGET_LUNS_MAX = 256
-
-cdef struct TargetStats:        # one flat block of uint64; names in target.pyx (STATS_NAMES)
-    uint64_t sessions
-    uint64_t commands
-    uint64_t read_commands
-    uint64_t write_commands
-    uint64_t read_bytes
-    uint64_t write_bytes
-    uint64_t errors             # CHECK CONDITIONs with keys 2, 3, 4 (what a host would call an I/O error)
-    uint64_t aborted
-    uint64_t rejects
-    uint64_t tasks_open
-    uint64_t held               # commands that were dropped unanswered at a cutover (the host sends them again)
-    uint64_t longest_ns         # slowest command since the last reset
-    Histogram read_ns           # from the command's header to the last byte queued
-    Histogram write_ns
-
-cdef struct Target:
-    Loop* loop
-    uint64_t id
-    Device* luns[TARGET_LUNS_MAX]
-    # Answers REPORT LUNS and commands to LUNs that are not in `luns` (a gateway forwards them); NULL: own answers.
-    Device* fallback
-    Session* sessions
-    uint32_t sessions_count
-    uint64_t next_session_id
-    bint holding                # command window closed: MaxCmdSN = ExpCmdSN - 1
-    bint dropping               # new SCSI commands are not begun any more (they are dropped with the connection)
-    uint32_t nop_interval_ms    # NOP-In to a silent initiator; 0: off
-    uint32_t nop_timeout_ms     # silence after which the connection is closed
-    Deferred drain_work
-    bint drain_asked
-    uint64_t drain_ticket
-    TargetStats stats
-
-cdef struct Session:
-    Target* target
-    uint64_t id
-    Conn conn
-    uint32_t exp_cmd_sn
-    uint32_t stat_sn
-    uint32_t queue_depth
-    Slab task_slab
-    Task* tasks                 # all open ones
-    Task* waiting_head          # non-immediate commands received ahead of ExpCmdSN
-    uint32_t tasks_open
-    uint32_t next_ttt
-    bint ended
-    Timer nop_timer
-    Session* next
-    Session* prev
-    # identity of the nexus, for reservations: initiator name and ISID
-    char initiator_name[224]
-    uint8_t isid[6]
-
-cdef struct Task:               # private to target.pyx but for the pointer
-    Session* session
 
 # What Python holds.
-#   TargetHandle(reactor, target_id, queue_depth_max=128)
-#   set_lun(lun, DeviceHandle|None) -> ticket · set_fallback(DeviceHandle|None) -> ticket
+#   TargetHandle(reactor, target_id, queue_depth_max=128, nop_interval_ms=10000, nop_timeout_ms=30000)
+#   set_lun(lun, DeviceHandle|None) -> ticket; done when no command is open at the device that was there
+#   set_fallback(DeviceHandle|None) -> ticket
 #   adopt(fd, params: dict, initiator_name: str, isid: bytes) -> ticket; result: session id. The fd belongs to the core
 #       from then on. `params` has the field names of ConnParams.
 #   hold(True|False) -> ticket        closes / opens the command windows (NOP-Out is answered all the time)
@@ -92,4 +28,7 @@ cdef class TargetHandle:
     cdef readonly Reactor reactor
     cdef readonly uint64_t id
     cdef dict luns
+    cdef list retired               # devices that were taken away: they live as long as the target
     cdef readonly bint closed
+    cdef uint64_t ask(self, void (*run)(Command*) noexcept nogil, uint64_t a0, uint64_t a1, uint64_t a2) except 0
+    cdef uint64_t put_device(self, uint64_t lun, DeviceHandle device) except 0

@@ -1,0 +1,509 @@
+# One host's session in full feature phase (RFC 7143): one connection, error recovery level 0.
+#
+# Owns: the Session and its Conn, the PDU that is being received, the queue of commands ahead of ExpCmdSN.
+# Invariants: a non-immediate PDU inside the window is acted on once, when its CmdSN is ExpCmdSN; outside of it, it is
+# ignored (4.2.2.1); a session is freed when its connection is closed and no device has a request of it. A PDU that
+# breaks the protocol ends this connection and nothing else.
+# Cost: a SCSI command is begun when its header is there, so that its immediate data go straight to their place.
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from detour.core.conn cimport (Conn, ConnOps, conn_close, conn_free, conn_init, conn_tx_queue)
+from detour.core.device cimport NEXUS_LOGIN, NEXUS_LOGOUT
+from detour.core.endian cimport get_be16, get_be32, put_be16, put_be32
+from detour.core.iscsi cimport *
+from detour.core.pdu cimport sn_le, sn_lt
+from detour.core.pool cimport pool_get, pool_put, slab_free, slab_init
+from detour.core.reactor cimport (EVENT_SESSION_CLOSED, EVENT_TEXT_REQUEST, command_done, event_new, event_post,
+                                  loop_timer, loop_timer_stop, loop_undefer)
+from detour.core.task_begin cimport compare_next, task_begin
+from detour.core.task_management cimport management_begin
+from detour.core.task_out cimport (out_advance, out_header, out_pdu, out_prepare, out_receive, out_received)
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd) noexcept
+
+cdef enum Verdict:
+    VERDICT_NOW = 0
+    VERDICT_QUEUE = 1
+    VERDICT_IGNORE = 2
+
+cdef enum:
+    IMMEDIATE_COMMANDS_MAX = 32         # beside the command window
+    ECHO_HEAD_BYTES = 32                # of a pool buffer whose data are sent: where it goes back to
+    FLAG_CONTINUE = 0x40
+
+cdef struct EchoHead:
+    Loop* loop
+    uint64_t buffer_bytes
+
+
+# ---- open and close --------------------------------------------------------------------------------------------------
+
+cdef void each_device(Session* session, int event) noexcept nogil:
+    cdef Target* target = session.target
+    cdef Device* device
+    cdef int lun
+    for lun in range(TARGET_LUNS_MAX + 1):
+        device = target.luns[lun] if lun < TARGET_LUNS_MAX else target.fallback
+        if device != NULL and device.ops.nexus_event != NULL:
+            device.ops.nexus_event(device, &session.nexus, event)
+
+
+cdef int check_params(const ConnParams* params) noexcept nogil:
+    if params.recv_data_bytes_max < 512 or params.recv_data_bytes_max > 0xFFFFFF:
+        return E_INVALID
+    if params.send_data_bytes_max < 512 or params.burst_bytes_max < 512 or params.first_burst_bytes < 512:
+        return E_INVALID
+    if params.first_burst_bytes > PART_BYTES_MAX or params.first_burst_bytes > params.burst_bytes_max:
+        return E_INVALID
+    return E_INVALID if params.outstanding_r2t_max == 0 or params.burst_bytes_max > 0xFFFFFF else OK
+
+
+cdef int session_open(Target* target, int fd, const SessionArgs* args, uint64_t* session_id) noexcept nogil:
+    cdef Session* session
+    cdef int status = check_params(&args.params)
+    if target.closing:
+        status = E_CLOSED
+    session = <Session*>calloc(1, sizeof(Session)) if status == OK else NULL
+    if session == NULL:
+        close(fd)
+        return E_NOMEM if status == OK else status
+    status = conn_init(&session.conn, target.loop, fd, &args.params, &SESSION_OPS, session)
+    if status < 0:
+        close(fd)
+        free(session)
+        return status
+    session.target = target
+    session.id = target.next_session_id
+    target.next_session_id += 1
+    session.exp_cmd_sn = args.params.cmd_sn
+    session.stat_sn = args.params.stat_sn
+    session.queue_depth = args.params.queue_depth
+    if session.queue_depth == 0 or session.queue_depth > target.queue_depth_max:
+        session.queue_depth = target.queue_depth_max
+    session.max_cmd_sn_told = session.exp_cmd_sn + session.queue_depth - 1
+    slab_init(&session.task_slab, sizeof(Task), 2 * session.queue_depth + 2 * IMMEDIATE_COMMANDS_MAX)
+    session.nexus.session_id = session.id
+    memcpy(session.nexus.initiator_name, args.initiator_name, sizeof(args.initiator_name) - 1)
+    memcpy(session.nexus.isid, args.isid, 6)
+    session.compare_work.run = compare_next
+    session.compare_work.owner = session
+    session.nop_timer.run = on_nop_timer
+    session.nop_timer.owner = session
+    session.home_timer.run = on_home_timer
+    session.home_timer.owner = session
+    session.next = target.sessions
+    if target.sessions != NULL:
+        target.sessions.prev = session
+    target.sessions = session
+    target.sessions_count += 1
+    target.stats.sessions = target.sessions_count
+    each_device(session, NEXUS_LOGIN)
+    if target.nop_interval_ms != 0:
+        loop_timer(target.loop, &session.nop_timer, <ns_t>target.nop_interval_ms * 1000000)
+    session_id[0] = session.id
+    return OK
+
+
+cdef void on_closed(Conn* conn, int reason) noexcept nogil:
+    cdef Session* session = <Session*>conn.owner
+    cdef Target* target = session.target
+    cdef Task* task = session.tasks
+    cdef Task* following
+    loop_timer_stop(target.loop, &session.nop_timer)
+    loop_timer_stop(target.loop, &session.home_timer)
+    session.ended = True
+    session.end_reason = reason
+    drop_rx_buffer(session)
+    while task != NULL:
+        following = task.next
+        if task.kind == TASK_COMMAND:
+            if target.dropping and not task.device_begun and not task.aborted:
+                target.stats.held += 1
+            task_abort(task)
+        else:
+            task_free(task)
+        task = following
+    target.sweep_wanted = True
+    target_touch(target)
+
+
+cdef bint session_finish(Session* session) noexcept nogil:
+    cdef Target* target = session.target
+    cdef Command* event
+    cdef Command* command = session.drop_commands
+    cdef Command* following
+    if session.tasks_open > 0:
+        return False
+    each_device(session, NEXUS_LOGOUT)
+    event = event_new(target.loop, EVENT_SESSION_CLOSED, session.id)
+    if event != NULL:
+        event.results[0] = <uint64_t><int64_t>session.end_reason
+        event.results[1] = session.commands_done
+        event_post(target.loop, event)
+    while command != NULL:
+        following = <Command*>command.args[7]
+        command_done(command, OK)
+        command = following
+    if session.prev != NULL:
+        session.prev.next = session.next
+    else:
+        target.sessions = session.next
+    if session.next != NULL:
+        session.next.prev = session.prev
+    target.sessions_count -= 1
+    target.stats.sessions = target.sessions_count
+    loop_undefer(target.loop, &session.compare_work)
+    conn_free(&session.conn)
+    slab_free(&session.task_slab)
+    free(session.compare_buffer)
+    free(session)
+    return True
+
+
+cdef Session* session_find(Target* target, uint64_t session_id) noexcept nogil:
+    cdef Session* session = target.sessions
+    while session != NULL and session.id != session_id:
+        session = session.next
+    return session
+
+
+# ---- CmdSN -----------------------------------------------------------------------------------------------------------
+
+cdef int judge(Session* session, const uint8_t* bhs) noexcept nogil:
+    # When to act on a PDU that carries a CmdSN. The one whose turn it is moves ExpCmdSN on.
+    cdef uint32_t sn = get_be32(bhs + 24)
+    cdef Task* task = session.waiting_head
+    if bhs[0] & OP_IMMEDIATE:
+        return VERDICT_NOW
+    if sn == session.exp_cmd_sn and sn_le(sn, session.max_cmd_sn_told):
+        session.exp_cmd_sn += 1
+        return VERDICT_NOW
+    if sn_lt(sn, session.exp_cmd_sn) or sn_lt(session.max_cmd_sn_told, sn):
+        return VERDICT_IGNORE
+    while task != NULL:
+        if task.cmd_sn == sn:
+            return VERDICT_IGNORE
+        task = task.queue_next
+    return VERDICT_QUEUE
+
+
+cdef void run_queue(Session* session) noexcept nogil:
+    cdef Task* task = session.waiting_head
+    cdef uint8_t* buffer
+    while task != NULL and task.cmd_sn == session.exp_cmd_sn and session.conn.open:
+        session.waiting_head = task.queue_next
+        task.queue_next = NULL
+        session.exp_cmd_sn += 1
+        if task.kind == TASK_COMMAND:
+            begin_or_hold(task)
+        else:
+            task.state = TASK_BEGUN
+            if task.kind == TASK_PDU:
+                buffer = task.gather
+                task.gather = NULL
+                act(session, task.bhs, buffer, task.gather_bytes)
+            task_free(task)
+        task = session.waiting_head
+
+
+cdef void begin_or_hold(Task* task) noexcept nogil:
+    if task.session.target.dropping:
+        task.state = TASK_HELD
+    else:
+        task_begin(task)
+
+
+cdef void session_resume(Session* session) noexcept nogil:
+    cdef Task* task
+    cdef Task* oldest
+    cdef Task* following
+    oldest = NULL
+    while session.conn.open:
+        oldest = NULL
+        task = session.tasks
+        while task != NULL:
+            if task.state == TASK_HELD and not task.aborted and (oldest == NULL or sn_lt(task.cmd_sn, oldest.cmd_sn)):
+                oldest = task
+            task = task.next
+        if oldest == NULL:
+            break
+        task_begin(oldest)
+    task = session.tasks
+    while task != NULL:
+        following = task.next
+        if task.kind == TASK_COMMAND and task.wants_write and task.state == TASK_BEGUN and not task.aborted:
+            if not task.device_begun:
+                out_advance(task)
+        task = following
+
+
+# ---- receiving -------------------------------------------------------------------------------------------------------
+
+cdef void drop_rx_buffer(Session* session) noexcept nogil:
+    if session.rx_buffer != NULL:
+        pool_put(&session.target.loop.buffers, session.rx_buffer, session.rx_buffer_bytes)
+        session.rx_buffer = NULL
+
+
+cdef int on_header(Conn* conn) noexcept nogil:
+    cdef Session* session = <Session*>conn.owner
+    cdef const uint8_t* bhs = conn.rx.header
+    cdef uint8_t opcode = bhs[0] & 0x3F
+    conn.rx.discard = True
+    session.rx_task = NULL
+    session.rx_verdict = VERDICT_NOW
+    if opcode == OP_DATA_OUT:
+        return out_header(session)
+    if opcode == OP_SCSI_COMMAND:
+        return command_header(session)
+    if opcode == OP_LOGIN_REQUEST:
+        return E_PROTOCOL
+    if opcode != OP_NOP_OUT and opcode != OP_TASK_MANAGEMENT and opcode != OP_TEXT_REQUEST \
+            and opcode != OP_LOGOUT_REQUEST:
+        return OK
+    session.rx_verdict = judge(session, bhs)
+    if session.rx_verdict == VERDICT_IGNORE or conn.rx.data_bytes == 0:
+        return OK
+    if conn.rx.data_bytes + ECHO_HEAD_BYTES > PART_BYTES_MAX:
+        return OK
+    session.rx_buffer_bytes = conn.rx.data_bytes + ECHO_HEAD_BYTES
+    session.rx_buffer = pool_get(&session.target.loop.buffers, session.rx_buffer_bytes)
+    if session.rx_buffer != NULL:
+        conn.rx.data = session.rx_buffer + ECHO_HEAD_BYTES
+        conn.rx.discard = False
+    return OK
+
+
+cdef int command_header(Session* session) noexcept nogil:
+    cdef Conn* conn = &session.conn
+    cdef const uint8_t* bhs = conn.rx.header
+    cdef Task* task
+    if get_be32(bhs + 16) == TAG_NONE:
+        return E_PROTOCOL
+    session.rx_verdict = judge(session, bhs)
+    if session.rx_verdict == VERDICT_IGNORE:
+        return OK
+    if task_find(session, get_be32(bhs + 16)) != NULL:
+        session_reject(session, bhs, REJECT_TASK_IN_PROGRESS)
+        session.rx_verdict = VERDICT_IGNORE
+        return OK
+    task = NULL
+    if not bhs[0] & OP_IMMEDIATE or session.tasks_unanswered < session.queue_depth + IMMEDIATE_COMMANDS_MAX:
+        task = task_new(session, bhs)
+    if task == NULL:
+        session_reject(session, bhs, REJECT_IMMEDIATE)
+        session.rx_verdict = VERDICT_IGNORE
+        return OK if bhs[0] & OP_IMMEDIATE else E_NOMEM
+    task.wants_read = (bhs[1] & FLAG_READ) != 0
+    task.wants_write = (bhs[1] & FLAG_WRITE) != 0
+    task.expected_bytes = get_be32(bhs + 20) if task.wants_read or task.wants_write else 0
+    out_prepare(task, conn.rx.data_bytes, (bhs[1] & FLAG_FINAL) != 0)
+    if conn.rx.data_bytes > 0:
+        session.rx_task = task          # keeps the task while its data come
+    if session.rx_verdict == VERDICT_QUEUE:
+        task_queue(task)
+    else:
+        begin_or_hold(task)
+    if session.rx_task != NULL and conn.open:
+        out_receive(session.rx_task, conn.rx.data_bytes)
+    return OK
+
+
+cdef int on_pdu(Conn* conn) noexcept nogil:
+    cdef Session* session = <Session*>conn.owner
+    cdef const uint8_t* bhs = conn.rx.header
+    cdef uint8_t opcode = bhs[0] & 0x3F
+    cdef uint8_t* buffer = session.rx_buffer
+    cdef Task* task = session.rx_task
+    if session.rx_verdict == VERDICT_IGNORE:
+        return OK
+    if opcode == OP_DATA_OUT:
+        return out_pdu(session)
+    if opcode == OP_SCSI_COMMAND:
+        if task != NULL:
+            out_received(task, conn.rx.data_bytes, conn.rx.data_digest_bad)
+            out_advance(task)
+    elif opcode == OP_NOP_OUT or opcode == OP_TASK_MANAGEMENT or opcode == OP_TEXT_REQUEST \
+            or opcode == OP_LOGOUT_REQUEST:
+        session.rx_buffer = NULL
+        if conn.rx.data_digest_bad:
+            session_reject(session, bhs, REJECT_DATA_DIGEST)
+            give_back(session, buffer, session.rx_buffer_bytes)
+        elif session.rx_verdict == VERDICT_QUEUE:
+            return queue_pdu(session, bhs, buffer)
+        else:
+            act(session, bhs, buffer, session.rx_buffer_bytes)
+    else:
+        session_reject(session, bhs, REJECT_SNACK if opcode == OP_SNACK else REJECT_NOT_SUPPORTED)
+        return OK
+    run_queue(session)
+    return OK
+
+
+cdef void give_back(Session* session, uint8_t* buffer, uint32_t buffer_bytes) noexcept nogil:
+    if buffer != NULL:
+        pool_put(&session.target.loop.buffers, buffer, buffer_bytes)
+
+
+cdef int queue_pdu(Session* session, const uint8_t* bhs, uint8_t* buffer) noexcept nogil:
+    cdef Task* task = task_new(session, bhs)
+    if task == NULL:
+        give_back(session, buffer, session.rx_buffer_bytes)
+        return E_NOMEM
+    task.kind = TASK_PDU
+    task.gather = buffer
+    task.gather_bytes = session.rx_buffer_bytes
+    task_queue(task)
+    return OK
+
+
+cdef void act(Session* session, const uint8_t* bhs, uint8_t* buffer, uint32_t buffer_bytes) noexcept nogil:
+    # A PDU other than a command whose turn has come. The buffer (or NULL) is given back or sent.
+    cdef uint8_t opcode = bhs[0] & 0x3F
+    if opcode == OP_NOP_OUT:
+        nop_out(session, bhs, buffer, buffer_bytes)
+        return
+    if opcode == OP_TEXT_REQUEST:
+        text_request(session, bhs, buffer, buffer_bytes)
+    else:
+        management_begin(session, bhs)
+    give_back(session, buffer, buffer_bytes)
+
+
+# ---- NOP -------------------------------------------------------------------------------------------------------------
+
+cdef void on_echo_sent(void* owner, uint64_t tag) noexcept nogil:
+    cdef EchoHead head = (<EchoHead*>owner)[0]
+    pool_put(&head.loop.buffers, <uint8_t*>owner, head.buffer_bytes)
+
+
+cdef void send_buffer(Session* session, TxPdu* pdu, uint8_t* buffer, uint32_t buffer_bytes,
+                      uint32_t data_bytes) noexcept nogil:
+    # Queues a PDU with the data behind the head of a pool buffer, which goes back when they have left.
+    cdef EchoHead* head = <EchoHead*>buffer
+    head.loop = session.target.loop
+    head.buffer_bytes = buffer_bytes
+    pdu.data = buffer + ECHO_HEAD_BYTES
+    pdu.sent = on_echo_sent
+    pdu.owner = buffer
+    conn_tx_queue(&session.conn, pdu, data_bytes)
+
+
+cdef void nop_out(Session* session, const uint8_t* bhs, uint8_t* buffer, uint32_t buffer_bytes) noexcept nogil:
+    cdef uint32_t itt = get_be32(bhs + 16)
+    cdef uint32_t data_bytes = buffer_bytes - ECHO_HEAD_BYTES if buffer != NULL else 0
+    cdef TxPdu* pdu = NULL
+    if itt != TAG_NONE:                 # else it answers a ping of ours: that it came is all that counts
+        pdu = session_tx(session, OP_NOP_IN, FLAG_FINAL, itt)
+    if pdu == NULL:
+        give_back(session, buffer, buffer_bytes)
+        return
+    memcpy(pdu.header + 8, bhs + 8, 8)
+    put_be32(pdu.header + 20, TAG_NONE)
+    session_put_sn(session, pdu.header, True)
+    if data_bytes > session.conn.params.send_data_bytes_max:
+        data_bytes = session.conn.params.send_data_bytes_max
+    if buffer == NULL:
+        conn_tx_queue(&session.conn, pdu, 0)
+    else:
+        send_buffer(session, pdu, buffer, buffer_bytes, data_bytes)
+
+
+cdef void nop_in(Session* session, uint32_t ttt) noexcept nogil:
+    # RFC 7143 11.19: without a tag of the initiator StatSN is not taken; with a TTT the initiator answers.
+    cdef TxPdu* pdu = session_tx(session, OP_NOP_IN, FLAG_FINAL, TAG_NONE)
+    if pdu == NULL:
+        return
+    put_be32(pdu.header + 20, ttt)
+    session_put_sn(session, pdu.header, False)
+    conn_tx_queue(&session.conn, pdu, 0)
+
+
+cdef void session_tell_window(Session* session) noexcept nogil:
+    if session.conn.open and not session.conn.close_after_flush:
+        nop_in(session, TAG_NONE)
+
+
+cdef void on_nop_timer(void* owner) noexcept nogil:
+    cdef Session* session = <Session*>owner
+    cdef Target* target = session.target
+    cdef ns_t now_ns = target.loop.now_ns
+    cdef ns_t interval_ns = <ns_t>target.nop_interval_ms * 1000000
+    cdef ns_t silence_ns = now_ns - session.conn.last_rx_ns
+    if session.conn.rx_paused and now_ns - session.conn.last_tx_ns < silence_ns:
+        silence_ns = now_ns - session.conn.last_tx_ns          # we do not read because the host reads slowly
+    if silence_ns >= <ns_t>target.nop_timeout_ms * 1000000:
+        conn_close(&session.conn, E_TIMEOUT)
+        return
+    if silence_ns >= interval_ns:
+        nop_in(session, session.next_ttt)
+        session.next_ttt = 0 if session.next_ttt == TAG_NONE - 1 else session.next_ttt + 1
+        silence_ns = 0
+    loop_timer(target.loop, &session.nop_timer, interval_ns - silence_ns)
+
+
+cdef void on_home_timer(void* owner) noexcept nogil:
+    conn_close(&(<Session*>owner).conn, E_CLOSED)
+
+
+# ---- Text, Async Message ---------------------------------------------------------------------------------------------
+
+cdef void text_request(Session* session, const uint8_t* bhs, const uint8_t* buffer, uint32_t buffer_bytes) noexcept nogil:
+    cdef Command* event
+    cdef uint32_t text_bytes = buffer_bytes - ECHO_HEAD_BYTES if buffer != NULL else 0
+    if not bhs[1] & FLAG_FINAL or bhs[1] & FLAG_CONTINUE or get_be32(bhs + 20) != TAG_NONE:
+        session_reject(session, bhs, REJECT_NOT_SUPPORTED)      # text in several PDUs is of no use here
+        return
+    event = event_new(session.target.loop, EVENT_TEXT_REQUEST, session.id)
+    if event == NULL:
+        conn_close(&session.conn, E_NOMEM)
+        return
+    event.results[0] = get_be32(bhs + 16)
+    if text_bytes > 0:
+        event.data = malloc(text_bytes)
+        if event.data != NULL:
+            memcpy(event.data, buffer + ECHO_HEAD_BYTES, text_bytes)
+            event.data_bytes = text_bytes
+    event_post(session.target.loop, event)
+
+
+cdef int session_text(Session* session, uint32_t itt, const uint8_t* data, uint64_t data_bytes) noexcept nogil:
+    cdef TxPdu* pdu
+    cdef uint8_t* buffer
+    cdef uint32_t buffer_bytes
+    if data_bytes > session.conn.params.send_data_bytes_max or data_bytes + ECHO_HEAD_BYTES > PART_BYTES_MAX:
+        return E_RANGE
+    buffer_bytes = <uint32_t>data_bytes + ECHO_HEAD_BYTES
+    buffer = pool_get(&session.target.loop.buffers, buffer_bytes)
+    if buffer == NULL:
+        return E_NOMEM
+    pdu = session_tx(session, OP_TEXT_RESPONSE, FLAG_FINAL, itt)
+    if pdu == NULL:
+        give_back(session, buffer, buffer_bytes)
+        return E_CLOSED
+    memcpy(buffer + ECHO_HEAD_BYTES, data, data_bytes)
+    put_be32(pdu.header + 20, TAG_NONE)
+    session_put_sn(session, pdu.header, True)
+    send_buffer(session, pdu, buffer, buffer_bytes, <uint32_t>data_bytes)
+    return OK
+
+
+cdef int session_async(Session* session, uint8_t event, uint16_t p1, uint16_t p2, uint16_t p3) noexcept nogil:
+    cdef TxPdu* pdu = session_tx(session, OP_ASYNC_MESSAGE, FLAG_FINAL, TAG_NONE)
+    if pdu == NULL:
+        return E_CLOSED
+    session_put_sn(session, pdu.header, True)
+    pdu.header[36] = event
+    put_be16(pdu.header + 38, p1)
+    put_be16(pdu.header + 40, p2)
+    put_be16(pdu.header + 42, p3)
+    conn_tx_queue(&session.conn, pdu, 0)
+    return OK
+
+
+cdef ConnOps SESSION_OPS
+SESSION_OPS.on_header = on_header
+SESSION_OPS.on_pdu = on_pdu
+SESSION_OPS.on_closed = on_closed

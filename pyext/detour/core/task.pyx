@@ -1,0 +1,341 @@
+# Tasks of the target side: making and ending them, their memory, SCSI Response and Reject.
+#
+# Owns: slots of the session's task slab; a task's staging and gather buffers; the hash chains by task tag.
+# Invariants: a task that the device has a request of, or that has Data-In in the socket's queue, is not freed
+# (task_busy); every request that was submitted is released once; tasks_unanswered never exceeds the window that was
+# told, so that a command inside the window always finds a slot (immediate ones have slots of their own).
+# Cost: a slab pop and a hash chain for each command; no malloc.
+from libc.string cimport memcpy, memset
+
+from detour.core.conn cimport conn_close, conn_tx, conn_tx_queue
+from detour.core.debug cimport invariant
+from detour.core.endian cimport get_be32, put_be16, put_be32
+from detour.core.iscsi cimport *
+from detour.core.pdu cimport sn_lt
+from detour.core.pool cimport pool_put, pool_wait_cancel, slab_get, slab_put
+from detour.core.reactor cimport loop_defer
+from detour.core.scsi cimport *
+from detour.core.stats cimport stats_record
+
+
+# ---- PDUs ------------------------------------------------------------------------------------------------------------
+
+cdef uint32_t max_cmd_sn(Session* session) noexcept nogil:
+    # RFC 7143 4.2.2.1: never told backwards but for a closed window, which an initiator may ignore: what was told once
+    # may be used.
+    cdef uint32_t room
+    cdef uint32_t answer
+    if session.target.holding:
+        return session.exp_cmd_sn - 1
+    room = session.queue_depth - session.tasks_unanswered if session.tasks_unanswered < session.queue_depth else 0
+    answer = session.exp_cmd_sn + room - 1
+    if sn_lt(answer, session.max_cmd_sn_told):
+        return session.max_cmd_sn_told
+    session.max_cmd_sn_told = answer
+    return answer
+
+
+cdef void session_put_sn(Session* session, uint8_t* bhs, bint takes_stat_sn) noexcept nogil:
+    put_be32(bhs + 24, session.stat_sn)
+    if takes_stat_sn:
+        session.stat_sn += 1
+    put_be32(bhs + 28, session.exp_cmd_sn)
+    put_be32(bhs + 32, max_cmd_sn(session))
+
+
+cdef TxPdu* session_tx(Session* session, uint8_t opcode, uint8_t flags, uint32_t itt) noexcept nogil:
+    # NULL: the connection is closed (or closes because so much waits to be sent that no memory is left).
+    cdef TxPdu* pdu = conn_tx(&session.conn)
+    if pdu == NULL:
+        if not session.conn.close_after_flush:
+            conn_close(&session.conn, E_NOMEM)
+        return NULL
+    pdu.header[0] = opcode
+    pdu.header[1] = flags
+    put_be32(pdu.header + 16, itt)
+    return pdu
+
+
+cdef void session_reject(Session* session, const uint8_t* bhs, uint8_t reason) noexcept nogil:
+    cdef TxPdu* pdu = session_tx(session, OP_REJECT, FLAG_FINAL, TAG_NONE)
+    session.target.stats.rejects += 1
+    if pdu == NULL:
+        return
+    pdu.header[2] = reason
+    session_put_sn(session, pdu.header, True)
+    memcpy(pdu.inline_data, bhs, BHS_BYTES)
+    pdu.data = pdu.inline_data
+    conn_tx_queue(&session.conn, pdu, BHS_BYTES)
+
+
+# ---- making and ending -----------------------------------------------------------------------------------------------
+
+cdef void target_touch(Target* target) noexcept nogil:
+    if target.sweep_wanted:
+        loop_defer(target.loop, &target.sweep_work)
+
+
+cdef Task* task_new(Session* session, const uint8_t* bhs) noexcept nogil:
+    cdef Task* task = <Task*>slab_get(&session.task_slab)
+    cdef int i
+    if task == NULL:
+        return NULL
+    task.session = session
+    memcpy(task.bhs, bhs, BHS_BYTES)
+    task.itt = get_be32(bhs + 16)
+    task.cmd_sn = get_be32(bhs + 24)
+    task.immediate = (bhs[0] & OP_IMMEDIATE) != 0
+    task.begun_ns = session.target.loop.now_ns
+    for i in range(PARTS):
+        task.parts[i].task = task
+        task.parts[i].request.owner = &task.parts[i]
+        task.parts[i].request.pinned_slot = -1
+    task.next = session.tasks
+    if session.tasks != NULL:
+        session.tasks.prev = task
+    session.tasks = task
+    session.tasks_open += 1
+    session.tasks_unanswered += 1
+    session.target.stats.tasks_open += 1
+    if bhs[0] & 0x3F == OP_SCSI_COMMAND:
+        task.bucket_next = session.buckets[task.itt % BUCKETS]
+        session.buckets[task.itt % BUCKETS] = task
+    return task
+
+
+cdef Task* task_find(Session* session, uint32_t itt) noexcept nogil:
+    cdef Task* task = session.buckets[itt % BUCKETS]
+    while task != NULL and (task.itt != itt or task.aborted or task.state == TASK_ANSWERED):
+        task = task.bucket_next
+    return task
+
+
+cdef void task_queue(Task* task) noexcept nogil:
+    cdef Task** link = &task.session.waiting_head
+    task.state = TASK_WAITING
+    while link[0] != NULL and sn_lt(link[0].cmd_sn, task.cmd_sn):
+        link = &link[0].queue_next
+    task.queue_next = link[0]
+    link[0] = task
+
+
+cdef void unlink_bucket(Task* task) noexcept nogil:
+    cdef Task** link = &task.session.buckets[task.itt % BUCKETS]
+    while link[0] != NULL and link[0] != task:
+        link = &link[0].bucket_next
+    if link[0] == task:
+        link[0] = task.bucket_next
+
+
+cdef void unlink_queue(Task** head, Task** tail, Task* task) noexcept nogil:
+    cdef Task* before = NULL
+    cdef Task* item = head[0]
+    while item != NULL and item != task:
+        before = item
+        item = item.queue_next
+    if item == NULL:
+        return
+    if before != NULL:
+        before.queue_next = task.queue_next
+    else:
+        head[0] = task.queue_next
+    if tail != NULL and tail[0] == task:
+        tail[0] = before
+    task.queue_next = NULL
+
+
+cdef void unlink_send(Task* task) noexcept nogil:
+    cdef Session* session = task.session
+    cdef Task* before = NULL
+    cdef Task* item = session.send_head
+    while item != NULL and item != task:
+        before = item
+        item = item.send_next
+    if item == NULL:
+        return
+    if before != NULL:
+        before.send_next = task.send_next
+    else:
+        session.send_head = task.send_next
+    if session.send_tail == task:
+        session.send_tail = before
+    task.send_next = NULL
+    task.sending = False
+
+
+cdef void leave_compare(Task* task) noexcept nogil:
+    cdef Session* session = task.session
+    if task.compare_queued:
+        unlink_queue(&session.compare_head, &session.compare_tail, task)
+        task.compare_queued = False
+    if session.compare_owner == task:
+        session.compare_owner = NULL
+        if session.compare_head != NULL:
+            loop_defer(session.target.loop, &session.compare_work)
+
+
+cdef void free_memory(Task* task) noexcept nogil:
+    cdef Loop* loop = task.session.target.loop
+    if task.gather_waiter.queued:
+        pool_wait_cancel(&loop.buffers, &task.gather_waiter)
+    if task.staging != NULL:
+        pool_put(&loop.buffers, task.staging, task.staging_bytes)
+        task.staging = NULL
+    if task.gather != NULL:
+        pool_put(&loop.buffers, task.gather, task.gather_bytes)
+        task.gather = NULL
+
+
+cdef void task_free(Task* task) noexcept nogil:
+    cdef Session* session = task.session
+    invariant(not task_busy(task), b"a task is freed that the device or the socket still has memory of")
+    if session.rx_task == task:
+        session.conn.rx.discard = True
+        session.rx_task = NULL
+    if task.kind == TASK_COMMAND:
+        unlink_bucket(task)
+    if task.state == TASK_WAITING:
+        unlink_queue(&session.waiting_head, NULL, task)
+    if task.sending:
+        unlink_send(task)
+    leave_compare(task)
+    free_memory(task)
+    if task.prev != NULL:
+        task.prev.next = task.next
+    else:
+        session.tasks = task.next
+    if task.next != NULL:
+        task.next.prev = task.prev
+    session.tasks_open -= 1
+    if task.state != TASK_ANSWERED:
+        session.tasks_unanswered -= 1
+    session.target.stats.tasks_open -= 1
+    target_touch(session.target)
+    slab_put(&session.task_slab, task)
+
+
+cdef bint task_busy(const Task* task) noexcept nogil:
+    cdef int i
+    for i in range(PARTS):
+        if task.parts[i].state == PART_SUBMITTED or task.parts[i].pdus_open > 0:
+            return True
+    return False
+
+
+cdef void part_release(Part* part) noexcept nogil:
+    if part.state != PART_IDLE and part.request.device != NULL:
+        part.request.device.ops.release(part.request.device, &part.request)
+    part.state = PART_IDLE
+
+
+cdef void task_abort(Task* task) noexcept nogil:
+    # What the device was not given yet is taken back; the rest is waited for (the parts' `done`).
+    cdef Session* session = task.session
+    cdef Part* part
+    cdef int i
+    if not task.aborted and task.state != TASK_ANSWERED:
+        session.target.stats.aborted += 1
+    task.aborted = True
+    if session.rx_task == task:
+        session.conn.rx.discard = True
+        session.rx_task = NULL
+    if task.sending:
+        unlink_send(task)
+    leave_compare(task)
+    task.place = NULL
+    task.place_waiting = False
+    for i in range(PARTS):
+        part = &task.parts[i]
+        if part.state == PART_PLACING or part.state == PART_PLACED:
+            part.request.device.ops.abort(part.request.device, &part.request)
+            part.state = PART_IDLE
+        elif part.state == PART_DONE and part.pdus_open == 0:
+            part_release(part)
+    if not task_busy(task):
+        task_free(task)
+
+
+# ---- the answer ------------------------------------------------------------------------------------------------------
+
+cdef void task_fail(Task* task, uint32_t sense) noexcept nogil:
+    # The first failure is the one that the host is told.
+    cdef uint32_t key = sense >> 16
+    if task.failed:
+        return
+    task.failed = True
+    task.status = STATUS_CHECK_CONDITION
+    task.sense_bytes = <uint16_t>scsi_sense(task.sense, sense, False, 0)
+    if key == 2 or key == 3 or key == 4:
+        task.session.target.stats.errors += 1
+
+
+cdef void task_fail_status(Task* task, uint8_t status) noexcept nogil:
+    if task.failed:
+        return
+    task.failed = True
+    task.status = status
+    task.sense_bytes = 0
+
+
+cdef bint task_data_expected(const Task* task) noexcept nogil:
+    # RFC 7143 11.4.2: no response while a PDU with F is still to come for what was solicited or announced.
+    return task.unsolicited_open or task.bursts_count > 0 or task.session.rx_task == task
+
+
+cdef uint32_t task_residual(const Task* task, uint8_t* flags) noexcept nogil:
+    # RFC 7143 11.4.5: against what the CDB means to move, or for a failed command what was moved.
+    cdef uint64_t moved = task.total_bytes
+    cdef uint64_t rest
+    if task.failed:
+        moved = task.received_bytes if task.wants_write else task.sent_bytes
+        moved = moved if moved < task.expected_bytes else task.expected_bytes
+    if moved == task.expected_bytes:
+        flags[0] = 0
+        return 0
+    flags[0] = RESIDUAL_UNDERFLOW if moved < task.expected_bytes else RESIDUAL_OVERFLOW
+    rest = task.expected_bytes - moved if moved < task.expected_bytes else moved - task.expected_bytes
+    return <uint32_t>rest if rest < <uint64_t>0xFFFFFFFF else <uint32_t>0xFFFFFFFF
+
+
+cdef void task_answer(Task* task) noexcept nogil:
+    cdef Session* session = task.session
+    cdef TxPdu* pdu
+    cdef uint8_t flags
+    cdef uint32_t residual = task_residual(task, &flags)
+    cdef uint32_t data_bytes = 0
+    invariant(task.state == TASK_BEGUN, b"a task is answered once")
+    pdu = session_tx(session, OP_SCSI_RESPONSE, FLAG_FINAL | flags, task.itt)
+    task.state = TASK_ANSWERED
+    session.tasks_unanswered -= 1
+    if pdu != NULL:
+        pdu.header[3] = task.status
+        session_put_sn(session, pdu.header, True)
+        put_be32(pdu.header + 36, task.data_sn)
+        put_be32(pdu.header + 44, residual)
+        if task.sense_bytes > 0:
+            put_be16(pdu.inline_data, task.sense_bytes)
+            memcpy(pdu.inline_data + 2, task.sense, task.sense_bytes)
+            pdu.data = pdu.inline_data
+            data_bytes = 2 + task.sense_bytes
+        conn_tx_queue(&session.conn, pdu, data_bytes)
+    task_answered(task)
+
+
+cdef void task_answered(Task* task) noexcept nogil:
+    cdef TargetStats* stats = &task.session.target.stats
+    cdef ns_t taken_ns = task.session.target.loop.now_ns - task.begun_ns
+    task.session.commands_done += 1
+    stats.commands += 1
+    if <uint64_t>taken_ns > stats.longest_ns:
+        stats.longest_ns = <uint64_t>taken_ns
+    if task.command.cls == SCSI_READ:
+        stats.read_commands += 1
+        stats.read_bytes += task.sent_bytes
+        stats_record(&stats.read_ns, taken_ns)
+    elif task.command.cls == SCSI_WRITE:
+        stats.write_commands += 1
+        if not task.failed:
+            stats.write_bytes += task.take_bytes
+        stats_record(&stats.write_ns, taken_ns)
+    if not task_busy(task):
+        task_free(task)
