@@ -166,7 +166,7 @@ class Connection(OpenStore):
         self._begin_retry(float(time2wait_s) if announced else 0.0, self._retry_seconds)
 
     def _on_async(self, _status: int, results: tuple[int, ...], _data: bytes | None) -> None:
-        log.info("asynchronous message", url=self.url, event=results[0], parameters=results[1:4])
+        log.info("asynchronous message", url=self.url, kind=results[0], parameters=results[1:4])
 
     def _begin_retry(self, wait_seconds: float, retry_seconds: float) -> None:
         if self._retry is None or self._retry.done():
