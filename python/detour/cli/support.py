@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -71,9 +72,12 @@ def human_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's coroutine. SIGINT and SIGTERM cancel it once, so that its `finally` parts run in peace; then
-    KeyboardInterrupt is raised here."""
+def run_async(main: Coroutine[Any, Any, T], log_level: str = "error") -> T:
+    """Runs a command's coroutine, with logs on standard error. SIGINT and SIGTERM cancel it once, so that its `finally`
+    parts run in peace; then KeyboardInterrupt is raised here."""
+    from detour import logs
+
+    logs.set_up(os.environ.get("DETOUR_LOG", log_level))
     stopped = False
 
     async def watched() -> T:

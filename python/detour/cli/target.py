@@ -58,5 +58,5 @@ def command(urls: tuple[str, ...], listen: tuple[str, ...], iqn: str, api: str |
         raise UsageError("--chap-user and --chap-secret-file belong together")
     options = {"create_bytes": create_bytes, "read_only": read_only, "write_cache": not no_write_cache,
                "thin": not no_thin, "serial": serial, "delay_us": round(delay_ms * 1000)}
-    run_async(serve(urls, listen, iqn, api, chap_user, chap_secret_file, options))
+    run_async(serve(urls, listen, iqn, api, chap_user, chap_secret_file, options), log_level="info")
     return 0
