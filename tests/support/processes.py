@@ -1,4 +1,4 @@
-"""Runs `detour ...` and foreign programs for tests: waits until they are ready, keeps what they say, ends them in time."""
+"""Runs `detour ...` and foreign programs for tests: waits until ready, keeps what they say, ends them in time."""
 from __future__ import annotations
 
 import contextlib

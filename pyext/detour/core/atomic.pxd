@@ -1,3 +1,4 @@
+# Acquire and release accesses for what two threads share.
 from libc.stdint cimport uint64_t
 
 cdef extern from "atomic.h" nogil:

@@ -1,3 +1,4 @@
+# Big-endian loads and stores of unaligned fields, as the wire has them.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "endian.h" nogil:

@@ -1,5 +1,5 @@
-/* See filestore_impl.h. One mutex guards two lists; it is held for a few instructions, never during a system call on the
- * file. Every transfer goes on until its full length is done: EINTR and short transfers are no errors. */
+/* See filestore_impl.h. One mutex guards two lists; it is held for a few instructions, never during a system call on
+ * the file. Every transfer goes on until its full length is done: EINTR and short transfers are no errors. */
 #include "filestore_impl.h"
 
 #include <errno.h>

@@ -1,0 +1,177 @@
+"""Reads the sources: lengths, layers, the words on nogil functions, unfinished marks, and the linter."""
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "pyext" / "detour" / "core"
+FUNCTION_LINES_MAX = 70
+FILE_LINES_MAX = 700
+LINE_CHARS_MAX = 120
+
+PYTHON = sorted(path for folder in ("python", "tests", "bench") for path in (ROOT / folder).rglob("*.py"))
+CYTHON = sorted(path for suffix in ("*.pyx", "*.pxd") for path in CORE.glob(suffix))
+SMALL_C = sorted([*CORE.glob("*_impl.c"), *CORE.glob("*.h")])
+ALL = [*PYTHON, *CYTHON, *SMALL_C]
+
+# Who may cimport whom in the core: only from its own row or a row above. The loop is low: it knows no volume.
+LAYERS: tuple[set[str], ...] = (
+    {"types", "debug", "endian", "atomic", "clock", "iscsi"},
+    {"crc32c", "pool", "mailbox", "stats", "bitmap", "extents", "ranges", "stamps", "mapping", "scsi"},
+    {"format", "pdu", "reactor", "disk_info"},
+    {"conn", "store", "superblock"},
+    {"filestore", "fault_store", "initiator_task", "initiator", "load", "loadgen", "copier"},
+    {"commit", "reclaim", "journal"},
+    {"snapshot", "recovery", "device"},
+    {"disk", "overlay", "forward", "read_path", "write_path", "evictor", "routing", "catchup", "volume",
+     "task", "task_in", "task_out", "task_begin", "task_management", "session", "target"},
+)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def python_functions(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, lines) of each function of a Python file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+CYTHON_FUNCTION = re.compile(r"( *)(?:cdef|cpdef|def)\b[^=:]*?\b(\w+)\(")
+
+
+def cython_functions(path: Path) -> Iterator[tuple[str, int]]:
+    """(name, lines) of each function of a Cython file, found by indentation."""
+    name, start, last, indent = "", 0, 0, -1
+    for number, line in enumerate([*path.read_text().splitlines(), "end"], 1):
+        if not line.strip():
+            continue
+        depth = len(line) - len(line.lstrip())
+        if name and depth <= indent and not line.lstrip().startswith(")"):
+            yield name, last - start + 1
+            name = ""
+        match = CYTHON_FUNCTION.match(line)
+        if match and not name:
+            name, start, indent = match[2], number, len(match[1])
+        last = number
+
+
+def logical_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number, text) with bracketed continuation lines joined and comments cut."""
+    joined, start, depth = "", 0, 0
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        code = re.sub(r"#.*", "", line)
+        if depth == 0:
+            joined, start = "", number
+        joined += " " + code.strip()
+        depth += sum(code.count(c) for c in "([{") - sum(code.count(c) for c in ")]}")
+        if depth <= 0:
+            depth = 0
+            yield start, joined.strip()
+
+
+def test_the_parsers_of_this_test_see_functions(tmp_path):
+    sample = tmp_path / "sample.pyx"
+    sample.write_text("cdef int long_one(int a,\n                  int b) noexcept nogil:\n    return a\n\n\n"
+                      "cdef class C:\n    def short(self):\n        pass\n\n    cdef void f(self): pass\n")
+    assert list(cython_functions(sample)) == [("long_one", 3), ("short", 2), ("f", 1)]
+    assert list(logical_lines(sample))[0] == (1, "cdef int long_one(int a, int b) noexcept nogil:")
+
+
+def test_functions_are_short():
+    long = [f"{name_of(path)}: {name} has {lines} lines"
+            for path in PYTHON for name, lines in python_functions(path) if lines > FUNCTION_LINES_MAX]
+    long += [f"{name_of(path)}: {name} has {lines} lines"
+             for path in CYTHON if path.suffix == ".pyx"
+             for name, lines in cython_functions(path) if lines > FUNCTION_LINES_MAX]
+    assert not long, "\n".join(long)
+
+
+def test_files_and_lines_are_short():
+    long = []
+    for path in ALL:
+        lines = path.read_text().splitlines()
+        if len(lines) > FILE_LINES_MAX:
+            long.append(f"{name_of(path)} has {len(lines)} lines")
+        long += [f"{name_of(path)}:{number} has {len(line)} characters" for number, line in enumerate(lines, 1)
+                 if len(line) > LINE_CHARS_MAX and not path.suffix == ".h"]
+    assert not long, "\n".join(long)
+
+
+def test_core_modules_import_only_downwards():
+    rank = {name: number for number, row in enumerate(LAYERS) for name in row}
+    wrong = []
+    for path in CYTHON:
+        if path.stem.startswith("_"):
+            continue            # what opens the core to tests may see all of it
+        if path.stem not in rank:
+            wrong.append(f"{name_of(path)}: has no place in LAYERS of {Path(__file__).name}")
+            continue
+        for imported in re.findall(r"^\s*from detour\.core\.(\w+) cimport|^\s*cimport detour\.core\.(\w+)",
+                                   path.read_text(), re.MULTILINE):
+            other = imported[0] or imported[1]
+            if other.startswith("_") or rank.get(other, len(LAYERS)) > rank[path.stem]:
+                wrong.append(f"{name_of(path)}: imports {other}, which is above it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_core_imports_nothing_of_the_package():
+    wrong = [f"{name_of(path)}: {line.strip()}" for path in CYTHON for line in path.read_text().splitlines()
+             if re.match(r"\s*(from detour\.(?!core\b)|import detour\.(?!core\b))", line)
+             and "detour.errors" not in line]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_outermost_layers_know_the_command_line():
+    wrong = [name_of(path) for path in (ROOT / "python" / "detour").rglob("*.py")
+             if re.search(r"^\s*(from|import) detour\.cli", path.read_text(), re.MULTILINE)
+             and path.parent.name != "cli" and path.name != "__main__.py"]
+    assert not wrong
+
+
+def test_functions_without_the_gil_are_noexcept():
+    """A nogil function or pointer type without noexcept takes the GIL at every call."""
+    wrong = []
+    for path in CYTHON:
+        for number, line in logical_lines(path):
+            declares = re.search(r"\)[^()]*\bnogil\b", line) and not re.search(r"with nogil|extern from", line)
+            if declares and "noexcept" not in line:
+                wrong.append(f"{name_of(path)}:{number}: {line}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_data_path_never_asks_for_the_gil():
+    wrong = [f"{name_of(path)}:{number}" for path in CYTHON if not path.stem.startswith("_testing")
+             for number, line in logical_lines(path) if re.search(r"\bwith gil\b", line)]
+    assert not wrong
+
+
+def test_every_core_file_begins_with_what_it_is():
+    wrong = [name_of(path) for path in [*CYTHON, *SMALL_C]
+             if path.name != "__init__.pxd" and not path.read_text().startswith(("#", "/*"))]
+    assert not wrong
+
+
+def test_nothing_is_marked_as_unfinished():
+    marks = re.compile(r"\b(TO" r"DO|FIX" r"ME|X" r"XX)\b")
+    wrong = [f"{name_of(path)}:{number}" for path in [*ALL, *ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]
+             for number, line in enumerate(path.read_text().splitlines(), 1) if marks.search(line)]
+    assert not wrong
+
+
+def test_the_linter_agrees():
+    ruff = shutil.which("ruff")
+    if ruff is None:
+        pytest.skip("ruff is not installed")
+    ended = subprocess.run([ruff, "check", "--no-cache", "python", "tests", "bench"], cwd=ROOT, capture_output=True,
+                           text=True, timeout=60)
+    assert ended.returncode == 0, ended.stdout
