@@ -14,7 +14,7 @@ cdef enum:
     COMMANDS_MAX = 64
     SENSE_SAVING_PARAMETERS = 0x053900
     UNMAP_DESCRIPTORS_MAX = 256
-    UNMAP_BLOCKS_MAX = 0x800000
+    UNMAP_BLOCKS_MAX = 0x100000
     PAGE_CACHING = 0x08
     PAGE_CONTROL = 0x0A
     PAGE_EXCEPTIONS = 0x1C
@@ -199,7 +199,6 @@ cdef void read_capacity_10(const DiskIdentity* identity, const uint8_t* cdb, Inf
 cdef void read_capacity_16(const DiskIdentity* identity, uint32_t allocation_bytes, InfoAnswer* answer) noexcept nogil:
     put_be64(answer.data, identity.blocks - 1)
     put_be32(answer.data + 8, identity.block_bytes)
-    answer.data[13] = 3 if identity.block_bytes == 512 else 0       # 4 KiB physical blocks
     answer.data[14] = 0xC0 if identity.thin else 0                  # LBPME, LBPRZ
     finish(answer, 32, allocation_bytes)
 

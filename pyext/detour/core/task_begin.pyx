@@ -377,6 +377,8 @@ cdef void begin_same(Task* task) noexcept nogil:
         task.command.blocks = task.device.blocks - task.command.lba
     if task.command.ndob:
         same_full(task)
+    elif not task.wants_write or task.expected_bytes != task.device.block_bytes:
+        refuse(task, SENSE_INVALID_FIELD_IN_INFORMATION_UNIT)
     else:
         take(task, task.device.block_bytes, gather_open, same_full)
 
