@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -93,3 +95,36 @@ TestExtentsAgainstDictionary = ExtentsAgainstDictionary.TestCase
 TestExtentsAgainstDictionary.settings = settings(
     max_examples=100, stateful_step_count=30, deadline=None, derandomize=True
 )
+
+
+@pytest.mark.parametrize("extent_blocks", [3, 12, 60])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_tall_tree_under_random_changes(seed: int, extent_blocks: int) -> None:
+    """Several levels and mixed fills, so that changes meet the edges of leaves and inner nodes often."""
+    generator = np.random.default_rng(seed)
+    span = 4000 * extent_blocks
+    tree = ExtentsProbe()
+    model = np.full(span + 2**12, -1, dtype=np.int64)
+    for lba in generator.permutation(4000) * extent_blocks:
+        tree.insert(int(lba), extent_blocks, int(lba))
+        model[lba : lba + extent_blocks] = lba
+    for step in range(1500):
+        lba, slot = int(generator.integers(span)), int(generator.integers(2**32))
+        blocks = int(generator.integers(1, extent_blocks * (40 if step % 50 == 0 else 3)))
+        covered = model[lba : lba + blocks]
+        kind = ("insert", "remove", "remove-slot")[int(generator.choice(3, p=[0.45, 0.45, 0.1]))]
+        if kind == "remove-slot":
+            slot = int(covered[0]) if covered[0] >= 0 else slot
+            expected = Counter(covered[covered == slot].tolist())
+            answer = tree.remove(lba, blocks, slot)
+            covered[covered == slot] = -1
+        else:
+            expected = Counter(covered[covered >= 0].tolist())
+            answer = tree.insert(lba, blocks, slot) if kind == "insert" else tree.remove(lba, blocks)
+            covered[:] = slot if kind == "insert" else -1
+        assert (answer[0], total(answer[1])) == (0, expected), step
+        assert tree.check() == 0, step
+    found = np.full_like(model, -1)
+    for lba, blocks, slot in tree.walk():
+        found[lba : lba + blocks] = slot
+    assert (found == model).all()

@@ -184,7 +184,8 @@ cdef class ExtentsProbe:
         cdef Py_ssize_t index
         with nogil:
             for index in range(lbas.shape[0]):
-                extents_insert(&self.tree, lbas[index], blocks, first_slot + <uint32_t> index, _replaced_count, &replaced)
+                extents_insert(&self.tree, lbas[index], blocks, first_slot + <uint32_t> index, _replaced_count,
+                               &replaced)
         return replaced
 
     def find_many(self, const uint64_t[::1] lbas):

@@ -1,7 +1,7 @@
 # For tests only, built always: opens the snapshot over a journal in memory to Python.
 #
-# Owns: one Snapshot; holds the journal's handle. Nothing is flushed and no reactor needs to turn: entries are ENTRY_ZERO,
-#       which take no data room, and the journal's table is large enough for a test.
+# Owns: one Snapshot; holds the journal's handle. Nothing is flushed and no reactor needs to turn: entries are
+#       ENTRY_ZERO, which take no data room, and the journal's table is large enough for a test.
 from detour.core.extents cimport extents_check
 from detour.core.format cimport ENTRY_FLUSHED
 from detour.core.journal cimport (JournalHandle, journal_header, journal_reflect, journal_seal_zero,

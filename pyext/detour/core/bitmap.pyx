@@ -1,11 +1,11 @@
-# Bitmap with summary layers, after the idea of a stack of bitmaps where each bit tells whether a word below is non-zero.
+# Bitmap with summary layers: a stack of bitmaps where each bit tells whether the word below is non-zero.
 #
 # Owns: the words of all layers, or of all but layer 0 when that is borrowed.
-# Invariants: a bit of layer n+1 is set exactly when its word of layer n is non-zero; `count` is the number of set bits of
-#       layer 0; bits behind the last one are zero.
-# Cost: memory 1/8 byte a bit and 1/63 of that for the summary. Setting and clearing a range touches each word of it once
-#       in each layer. The next set bit is found in at most two words a layer, however far it is; the next clear bit is
-#       searched word by word, since no layer says "full".
+# Invariants: a bit of layer n+1 is set exactly when its word of layer n is non-zero; `count` is the number of set
+#       bits of layer 0; bits behind the last one are zero.
+# Cost: memory 1/8 byte a bit and 1/63 of that for the summary. Setting and clearing a range touches each word of it
+#       once in each layer. The next set bit is found in at most two words a layer, however far it is; the next clear
+#       bit is searched word by word, since no layer says "full".
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 

@@ -1,9 +1,9 @@
 # CRC32C for digests and checksums: chooses a kernel of crc32c_impl.c when it is imported.
 #
-# Owns: the choice. DETOUR_CRC32C=portable|hardware names a kernel; a name that cannot run here is an import error that
-#       says why, never a silent fallback. Without the variable the hardware kernel is taken where it runs.
-# Invariant: every kernel answers the same bits (RFC 3720 B.4 vectors, tests/unit/test_crc32c.py); the choice is made once,
-#       before any reactor runs, so it needs no lock.
+# Owns: the choice. DETOUR_CRC32C=portable|hardware names a kernel; a name that cannot run here is an import error
+#       that says why, never a silent fallback. Without the variable the hardware kernel is taken where it runs.
+# Invariants: every kernel answers the same bits (RFC 3720 B.4 vectors, tests/unit/test_crc32c.py); the choice is made
+#       once, before any reactor runs, so it needs no lock.
 # Cost: measured by bench/micro/test_index.py. One indirect call a span, never one a byte.
 import os
 

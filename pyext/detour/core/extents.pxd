@@ -1,8 +1,8 @@
-# LBA -> journal entry. Sorted, non-overlapping extents [lba, lba + blocks) -> slot, in a B+tree (leaves packed, linked),
-# so that lookup stays flat as it grows and a walk in LBA order costs O(1) a step.
+# LBA -> journal entry. Sorted, non-overlapping extents [lba, lba + blocks) -> slot, in a B+tree (leaves packed,
+# linked), so that lookup stays flat as it grows and a walk in LBA order costs O(1) a step.
 # `slot` is the journal's header slot; the place of block `b` of an extent is computed by the journal from slot and b,
-# therefore neighbouring extents of different slots are never merged, and a split needs no arithmetic here. Neighbours of
-# one slot become one extent where they lie in one leaf.
+# therefore neighbouring extents of different slots are never merged, and a split needs no arithmetic here. Neighbours
+# of one slot become one extent where they lie in one leaf.
 #
 # extents_insert puts [lba, lba+blocks) -> slot over whatever is there. What loses blocks is told to `replaced(owner,
 # slot, blocks)` piece by piece, so that the journal can keep its live counts.
@@ -40,8 +40,8 @@ cdef void extents_clear(Extents* tree) noexcept nogil            # empty again; 
 # OK, E_NOMEM (then nothing has changed), or E_RANGE when lba + blocks has no 64 bits.
 cdef int extents_insert(Extents* tree, lba_t lba, blocks_t blocks, uint32_t slot, extent_replaced_fn replaced,
                         void* owner) noexcept nogil
-# Takes [lba, lba+blocks) out; each piece is told to `replaced`. With only_slot >= 0 only pieces of that slot go. A removal
-# that has to split an extent may need a node: E_NOMEM, and nothing has changed.
+# Takes [lba, lba+blocks) out; each piece is told to `replaced`. With only_slot >= 0 only pieces of that slot go. A
+# removal that has to split an extent may need a node: E_NOMEM, and nothing has changed.
 cdef int extents_remove(Extents* tree, lba_t lba, blocks_t blocks, int64_t only_slot, extent_replaced_fn replaced,
                         void* owner) noexcept nogil
 # The first extent that ends behind `lba` (so it may begin before it). False when there is none.

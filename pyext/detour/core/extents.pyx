@@ -1,15 +1,16 @@
 # Extents in a B+tree: which journal entry holds the newest content of an LBA.
 #
-# Owns: nodes of NODE_BYTES in arenas of ARENA_BYTES, and a free list; arenas are taken from the system, never one node.
-# Invariants: extents are sorted and do not overlap; none is empty. All leaves are on one level, linked both ways in LBA
-#       order; none is empty but the root. keys[i] of an inner node is exactly the first LBA below children[i], for i > 0;
-#       keys[0] is not looked at, the way down to it is open to the left. A node under a quarter full is joined with a
-#       neighbour when both then leave room for more.
-# Nodes that a change may need are set aside before it begins, so that it is done whole or not at all: one split a level
-#       for each of at most two additions.
-# Cost: a node is searched by halves, 62 entries wide, its cache lines fetched at once: 10 million extents are 5 levels and
-#       about half a microsecond where nothing is in the cache. Overwriting an extent exactly
-#       changes its slot in place. Sequential insertion packs leaves full; memory is 16 bytes an extent, times 1.0 to 1.6.
+# Owns: nodes of NODE_BYTES in arenas of ARENA_BYTES, and a free list; arenas are taken from the system, never one
+#       node.
+# Invariants: extents are sorted and do not overlap; none is empty. All leaves are on one level, linked both ways in
+#       LBA order; none is empty but the root. keys[i] of an inner node is exactly the first LBA below children[i],
+#       for i > 0; keys[0] is not looked at, the way down to it is open to the left. A node under a quarter full is
+#       joined with a neighbour when both then leave room for more.
+# Nodes that a change may need are set aside before it begins, so that it is done whole or not at all: one split a
+#       level for each of at most two additions.
+# Cost: a node is searched by halves, 62 entries wide, its cache lines fetched at once: 10 million extents are 5
+#       levels and about half a microsecond where nothing is in the cache. Overwriting an extent exactly changes its
+#       slot in place. Sequential insertion packs leaves full; memory is 16 bytes an extent, times 1.0 to 1.6.
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memmove, memset
 
@@ -162,7 +163,8 @@ cdef void extents_clear(Extents* tree) noexcept nogil:
 
 # ---- search ----
 
-# Asks for the cache lines of a node's keys at once, so that the search by halves waits for memory once, not at each step.
+# Asks for the cache lines of a node's keys at once, so that the search by halves waits for memory once, not at each
+# step.
 cdef inline void _prefetch(const Node* node, bint leaf) noexcept nogil:
     cdef const uint8_t* at = <const uint8_t*> node
     cdef int line
@@ -351,7 +353,8 @@ cdef void _join(Extents* tree, Node* left, Node* right, bint leaves, lba_t key) 
     _node_put(tree, right)
 
 
-# Joins path.nodes[level] with a neighbour under the same parent where both fit; answers whether the parent lost a child.
+# Joins path.nodes[level] with a neighbour under the same parent where both fit; answers whether the parent lost a
+# child.
 cdef bint _join_sparse(Extents* tree, Path* path, int level) noexcept nogil:
     cdef Node* node = path.nodes[level]
     cdef Node* parent = path.nodes[level - 1]
@@ -483,8 +486,8 @@ cdef void _cut_middle(Extents* tree, Extent* cut, lba_t at, lba_t end, extent_re
     _add_at(tree, &path, _leaf_upper(leaf, end), &rest)
 
 
-# Takes what lies in [at, end) out of one leaf, from its first extent that ends behind `at`. Answers where to go on; `end`
-# when all is done.
+# Takes what lies in [at, end) out of one leaf, from its first extent that ends behind `at`. Answers where to go on;
+# `end` when all is done.
 cdef lba_t _carve_leaf(Extents* tree, Path* path, lba_t at, lba_t end, int64_t only_slot, extent_replaced_fn replaced,
                        void* owner) noexcept nogil:
     cdef Node* leaf = path.nodes[tree.height - 1]

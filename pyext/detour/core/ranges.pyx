@@ -1,10 +1,10 @@
 # LBA ranges in flight, and who waits for them.
 #
 # Owns: two doubly linked lists; the links live in the owners' structs, so nothing is allocated.
-# Invariants: a range is listed at most once, a waiter queued at most once; a queued waiter overlaps a listed range, except
-#       while a wake pass is on its way to it; a waiter is out of the queue before its ready() is called.
-# Cost: linear in the ranges in flight (a question) and in ranges times waiters (an end); both are bounded by the queue
-#       depth. An end with no waiters costs nothing more than the unlinking.
+# Invariants: a range is listed at most once, a waiter queued at most once; a queued waiter overlaps a listed range,
+#       except while a wake pass is on its way to it; a waiter is out of the queue before its ready() is called.
+# Cost: linear in the ranges in flight (a question) and in ranges times waiters (an end); both are bounded by the
+#       queue depth. An end with no waiters costs nothing more than the unlinking.
 from libc.string cimport memset
 
 from detour.core.debug cimport invariant

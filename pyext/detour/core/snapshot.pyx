@@ -1,13 +1,13 @@
 # The overlay: an index of two generations over the journal.
 #
-# Owns: two trees of extents. The data are the journal's; whatever leaves the index is told to journal_drop_live at once,
-#       as flushed (main holds it, or newer) or as replaced.
-# Invariants: without a duplicate the tree that is not active is empty. A block may be in both generations, then the active
-#       one is newer, and both count as live. The sum of the live counts of all entries is the sum of the blocks in both
-#       trees.
-# Cost: S501 swaps two indexes. A mark, a flush and a step of a read plan are one search of a tree or two. Giving a round
-#       up moves the smaller generation into the larger one, extent by extent; whatever is done of it when memory runs out
-#       is right as it stands, and it may be asked for again.
+# Owns: two trees of extents. The data are the journal's; whatever leaves the index is told to journal_drop_live at
+#       once, as flushed (main holds it, or newer) or as replaced.
+# Invariants: without a duplicate the tree that is not active is empty. A block may be in both generations, then the
+#       active one is newer, and both count as live. The sum of the live counts of all entries is the sum of the
+#       blocks in both trees.
+# Cost: S501 swaps two indexes. A mark, a flush and a step of a read plan are one search of a tree or two. Giving a
+#       round up moves the smaller generation into the larger one, extent by extent; whatever is done of it when
+#       memory runs out is right as it stands, and it may be asked for again.
 from detour.core.debug cimport invariant
 from detour.core.extents cimport *
 from detour.core.format cimport EntryHeader
@@ -128,8 +128,8 @@ cdef bint snapshot_frozen_run(const Snapshot* snapshot, lba_t lba, Run* out) noe
     return True
 
 
-# Where memory for the split of an extent is missing, that one stays in the duplicate: what main holds then is served from
-# the journal as before, and a later round writes it once more.
+# Where memory for the split of an extent is missing, that one stays in the duplicate: what main holds then is served
+# from the journal as before, and a later round writes it once more.
 cdef void snapshot_flushed(Snapshot* snapshot, lba_t lba, uint64_t blocks) noexcept nogil:
     cdef blocks_t step
     if not snapshot.has_frozen:

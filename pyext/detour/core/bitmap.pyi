@@ -1,0 +1,1 @@
+# Python sees nothing of this module: its interface is bitmap.pxd.
