@@ -244,6 +244,8 @@ def parse_iscsi_url(text: str, *, portal_only: bool = False) -> IscsiUrl:
         host, port = parse_endpoint(portal, ISCSI_PORT)
     except UsageError as error:
         raise UrlError(f"{shown}: {error.message}") from None
+    if port == 0:
+        raise UrlError(f"{shown}: port 0 is no portal")
     user, secret = _split_login(login) if at else ("", None)
     file_secret, source = _query_secret(query, shown)
     if secret and file_secret:

@@ -3,10 +3,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
+from detour.iscsi.listener import Listener, TargetEntry
+from detour.iscsi.session import Login, LoginOptions, login
+from detour.limits import LoginLimits
 from detour.runtime import Answer
+from tests.support.logins import INITIATOR, ISID, TARGET
 
 GOOD = Answer(0, (0,) * 8, None)
 
@@ -69,3 +74,43 @@ class Sink:
         for fd in self.sessions.values():
             os.close(fd)
         self.sessions.clear()
+
+
+class Door:
+    """A listener on loopback with one target over a Sink."""
+
+    def __init__(self, limits: LoginLimits | None = None, **options: Any) -> None:
+        self.runtime = FakeRuntime()
+        self.sink = Sink(self.runtime)
+        self.listener = Listener(self.runtime, limits=limits, **options)    # type: ignore[arg-type]
+        self.entry = self.listener.add_target(TargetEntry(TARGET, self.sink))
+        self.sockets: list[socket.socket] = []
+
+    async def __aenter__(self) -> Door:
+        self.host, self.port = await self.listener.listen("127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.listener.close()
+        self.sink.close()
+        for sock in self.sockets:
+            sock.close()
+
+    async def login(self, target: str = TARGET, **options: Any) -> Login:
+        options = {"isid": ISID, "login_seconds": 5.0, **options}
+        done = await login(self.host, self.port, target,
+                           LoginOptions(INITIATOR, **options))
+        self.sockets.append(done.sock)
+        return done
+
+    async def connect(self) -> socket.socket:
+        sock = socket.socket()
+        sock.setblocking(False)
+        self.sockets.append(sock)
+        await asyncio.get_running_loop().sock_connect(sock, (self.host, self.port))
+        return sock
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.005)

@@ -8,56 +8,16 @@ import struct
 import pytest
 
 from detour import events
-from detour.errors import LoginError, UsageError
+from detour.errors import ClosedError, LoginError, UsageError
 from detour.iscsi import wire
 from detour.iscsi.chap import ChapAuth
-from detour.iscsi.listener import Listener, TargetEntry
-from detour.iscsi.session import LoginOptions, discover, login, new_isid
+from detour.iscsi.listener import TargetEntry
+from detour.iscsi.session import LoginOptions, discover, new_isid
 from detour.limits import LoginLimits
 from tests.support.logins import AUTH, HOST, INITIATOR, MAIN, NAMES, TARGET, first_request
-from tests.support.sinks import FakeRuntime, Sink
+from tests.support.sinks import Door
 
 OTHER = "iqn.2026-01.example:other"
-
-
-class Door:
-    """A listener on loopback with one target over a Sink."""
-
-    def __init__(self, limits=None, **options):
-        self.runtime = FakeRuntime()
-        self.sink = Sink(self.runtime)
-        self.listener = Listener(self.runtime, limits=limits, **options)
-        self.entry = self.listener.add_target(TargetEntry(TARGET, self.sink))
-        self.sockets = []
-
-    async def __aenter__(self):
-        self.host, self.port = await self.listener.listen("127.0.0.1", 0)
-        return self
-
-    async def __aexit__(self, *_):
-        await self.listener.close()
-        self.sink.close()
-        for sock in self.sockets:
-            sock.close()
-
-    async def login(self, target=TARGET, *, login_seconds=5.0, **options):
-        options.setdefault("isid", b"\x80\x01\x02\x03\x00\x00")
-        done = await login(self.host, self.port, target,
-                           LoginOptions(INITIATOR, login_seconds=login_seconds, **options))
-        self.sockets.append(done.sock)
-        return done
-
-    async def connect(self):
-        sock = socket.socket()
-        sock.setblocking(False)
-        self.sockets.append(sock)
-        await asyncio.get_running_loop().sock_connect(sock, (self.host, self.port))
-        return sock
-
-    async def until(self, condition):
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.005)
 
 
 async def refused(attempt):
@@ -248,6 +208,17 @@ def test_redirects_by_address_and_by_rule():
             assert (await door.login()).port == elsewhere.port
             assert (await door.login()).port == door.port
             assert asked == [(INITIATOR, "127.0.0.1")] * 2
+    run(work)
+
+
+def test_a_redirect_rule_that_fails_ends_that_login_only():
+    async def work():
+        async with Door() as door:
+            door.entry.redirect = lambda initiator, peer: 1 // 0
+            with pytest.raises(ClosedError):
+                await door.login()
+            door.entry.redirect = None
+            await door.login()
     run(work)
 
 

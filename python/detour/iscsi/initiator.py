@@ -67,7 +67,8 @@ async def _probe(done: Login, lun: int) -> Identity:
 class Connection(OpenStore):
     """An open logical unit. `state` is "connected", "lost" (requests wait) or "failed" (requests end with an error).
 
-    identity: what was found at the first login. login: the present or last session's facts.
+    identity: what was found at the first login. portal, portal_group, redirect_hops: where the present or last session
+    led. reconnects: sessions after the first.
     """
 
     def __init__(self, runtime: Runtime, handle: InitiatorStore, store_id: int, url: IscsiUrl, options: LoginOptions,
@@ -81,6 +82,7 @@ class Connection(OpenStore):
         self.last_error = ""
         self.redirect_hops: tuple[str, ...] = ()
         self.portal = url.portal
+        self.portal_group: int | None = None
         self.portal_group: int | None = None
         self._initiator = handle
         self._store_id = store_id
@@ -134,7 +136,7 @@ class Connection(OpenStore):
 
     async def attach(self, done: Login) -> None:
         """Hands a session in full feature phase to the core."""
-        self.redirect_hops, self.portal = done.hops, done.portal
+        self.redirect_hops, self.portal, self.portal_group = done.hops, done.portal, done.portal_group
         self.portal_group = done.portal_group
         losses = self._losses
         fd = done.sock.detach()

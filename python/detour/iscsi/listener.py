@@ -222,6 +222,8 @@ class Listener:
             log.debug("a connection ended before a session began", peer=connection.peer)
         except DetourError as error:
             log.warning("a connection ended before a session began", peer=connection.peer, reason=error.message)
+        except Exception:       # a redirect rule that fails, say, must not leave the peer without an end
+            log.exception("a login failed", peer=connection.peer)
         finally:
             connection.end_login()
             sock.close()
