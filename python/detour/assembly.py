@@ -115,7 +115,8 @@ def make_unit(name: str, section: VolumeSection, gateway: Address, state: Path) 
     """The driver is made, and its options checked, but nothing is opened. ConfigError."""
     main = section.main
     portal = Address(main.host, main.port) if isinstance(main, IscsiUrl) else gateway
-    initiator = section.initiator_name or default_initiator_name()
+    # Never the name of a host, not even of one that runs on this machine: main lets this name pass its redirect.
+    initiator = section.initiator_name or f"{default_initiator_name()[:200]}.gateway"
     folder = state / "volumes"
     context = VolumeContext(name, section.target_name, portal, gateway, initiator, folder / f"{name}.rules.json")
     try:
