@@ -283,7 +283,8 @@ def _remove_stale(path: str) -> None:
 async def serving(app: Any, api: str) -> AsyncIterator[str]:
     """Serves an ASGI application while the block runs; yields its address."""
     sock, address = api_socket(api)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+    config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="off",
+                            timeout_graceful_shutdown=2)
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[sock]))
     try:
