@@ -60,11 +60,14 @@ def set_up(level: str = "info", style: Style = "auto", stream: TextIO | None = N
         structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S" if for_people else "iso", utc=not for_people),
         structlog.processors.StackInfoRenderer(),
     ]
-    last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    # A traceback is text without local variables (which may hold secrets) before secrets are hidden in it.
+    last: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                       structlog.processors.format_exc_info, _hide]
     if for_people:
-        last += [_hide, structlog.dev.ConsoleRenderer(colors=out.isatty())]
+        last.append(structlog.dev.ConsoleRenderer(colors=out.isatty(),
+                                                  exception_formatter=structlog.dev.plain_traceback))
     else:
-        last += [structlog.processors.format_exc_info, _hide, structlog.processors.JSONRenderer(default=str)]
+        last.append(structlog.processors.JSONRenderer(default=str))
     handler = logging.StreamHandler(out)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()], processors=last))

@@ -6,6 +6,7 @@ import socket
 import struct
 
 import pytest
+import structlog
 
 from detour import events
 from detour.errors import ClosedError, LoginError, UsageError
@@ -215,8 +216,9 @@ def test_a_redirect_rule_that_fails_ends_that_login_only():
     async def work():
         async with Door() as door:
             door.entry.redirect = lambda initiator, peer: 1 // 0
-            with pytest.raises(ClosedError):
+            with structlog.testing.capture_logs() as told, pytest.raises(ClosedError):
                 await door.login()
+            assert [entry["event"] for entry in told] == ["a login failed"]
             door.entry.redirect = None
             await door.login()
     run(work)

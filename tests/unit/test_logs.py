@@ -33,6 +33,20 @@ def test_secrets_are_hidden_in_both_styles(restored, style):
     assert text.count("***") == 5 and "/s" in text
 
 
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_tracebacks_tell_no_secrets(restored, style):
+    out = io.StringIO()
+    logs.set_up("info", style, out)
+    password = "".join(["top", "secret"])
+    try:
+        raise ValueError(f"iscsi://u%{password}@h/x/1")
+    except ValueError:
+        structlog.get_logger("a").exception("it broke")
+        logging.getLogger("b").exception("it broke, too")
+    text = out.getvalue()
+    assert "topsecret" not in text and text.count("ValueError: iscsi://u%***@h") == 2
+
+
 def test_json_lines_carry_level_and_fields(restored):
     out = io.StringIO()
     logs.set_up("info", "auto", out)

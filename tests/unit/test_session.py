@@ -137,8 +137,9 @@ def test_nobody_there():
         async def work():
             with pytest.raises(StorageError, match="cannot be reached"):
                 await login("127.0.0.1", taken.getsockname()[1], TARGET, options())
-            with pytest.raises(StorageError, match="cannot be reached"):
-                await login("no.such.host.invalid", 3260, TARGET, options())
+            for name in ("no.such.host.invalid", "x" * 80, "a..b"):
+                with pytest.raises(StorageError, match="cannot be reached"):
+                    await login(name, 3260, TARGET, options())
             with pytest.raises(DetourError):
                 await login("127.0.0.1", 3260, TARGET, options(source_ip="192.0.2.1"))
         run(work)

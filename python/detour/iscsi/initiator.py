@@ -192,6 +192,9 @@ class Connection(OpenStore):
                 break
             except DetourError as error:
                 self.last_error = error.message
+            except Exception as error:      # whatever it was: requests wait, so the end must come in time
+                self.last_error = str(error)
+                log.exception("a login failed", url=self.url)
             if loop.time() + pause >= deadline:
                 break
             await asyncio.sleep(pause)

@@ -111,8 +111,9 @@ async def open_socket(host: str, port: int, source_ip: str | None, seconds: floa
 
     try:
         return await _bounded(attempt(), seconds, f"connecting to {portal}")
-    except OSError as error:
-        raise StorageError(f"{portal} cannot be reached: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:       # no host name of a wire or a file can be trusted to be one
+        reason = getattr(error, "strerror", None) or "this is no host name"
+        raise StorageError(f"{portal} cannot be reached: {reason}") from None
 
 
 async def _exchange(sock: socket.socket, machine: InitiatorLogin) -> None:
