@@ -67,7 +67,7 @@ class DetourRun:
         self._sink: Sink | None = None
         self._uncut: set[asyncio.Task[Any]] = set()
         self._cancelled = asyncio.Event()
-        self._changed = asyncio.Condition()
+        self._changed = asyncio.Event()          # set, and replaced, at each change
         self._spoilt = ""
         self._redirect_s = 0.0                  # how long setting and verifying the redirect took
         self._resume_phase: int | None = None
@@ -100,14 +100,13 @@ class DetourRun:
     async def follow(self, every_s: float = 1.0) -> AsyncIterator[dict[str, Any]]:
         """A document now, at each change of phase, and every `every_s`; the last one has the result."""
         while True:
-            document = self.document()
+            changed, document = self._changed, self.document()
             yield document
             if document["result"] is not None:
                 return
-            async with self._changed:
-                if self.result is None and self.phases.now.value == document["phase"]:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._changed.wait(), every_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(every_s):
+                    await changed.wait()
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -134,7 +133,7 @@ class DetourRun:
         self.result = self._outcome or Result.DONE
         log.info("the detour is over", volume=self.live.name, detour=self.id, result=self.result.value,
                  reason=self.reason or None)
-        await self._tell()
+        self._tell()
         return self.result
 
     async def _outward(self) -> None:
@@ -536,8 +535,8 @@ class DetourRun:
 
     def _moved(self, old: Phase, new: Phase, trigger: Trigger) -> None:
         log.info("phase", volume=self.live.name, detour=self.id, old=old.value, new=new.value, by=trigger.value)
-        asyncio.get_running_loop().create_task(self._tell())
+        self._tell()
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
