@@ -83,7 +83,6 @@ class Connection(OpenStore):
         self.redirect_hops: tuple[str, ...] = ()
         self.portal = url.portal
         self.portal_group: int | None = None
-        self.portal_group: int | None = None
         self._initiator = handle
         self._store_id = store_id
         self._options = options
@@ -137,7 +136,6 @@ class Connection(OpenStore):
     async def attach(self, done: Login) -> None:
         """Hands a session in full feature phase to the core."""
         self.redirect_hops, self.portal, self.portal_group = done.hops, done.portal, done.portal_group
-        self.portal_group = done.portal_group
         losses = self._losses
         fd = done.sock.detach()
         try:
