@@ -517,6 +517,8 @@ def test_wrong_arguments() -> None:
         world.store.attach(fd, {})
     with pytest.raises(ValueError, match="burst_bytes_max"):
         world.store.attach(fd, params | {"burst_bytes_max": 10})
+    with pytest.raises(ValueError, match="outstanding_r2t_max"):
+        world.store.attach(fd, params | {"outstanding_r2t_max": 9})
     with pytest.raises(ValueError, match="ISID"):
         world.store.attach(fd, params | {"isid": b"abc"})
     os.close(fd)

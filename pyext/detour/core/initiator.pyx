@@ -482,6 +482,8 @@ cdef int params_from(dict given, ConnParams* params) except -1:
     if len(isid) != 6:
         raise ValueError(f"an ISID has 6 bytes, not {len(isid)}")
     memcpy(params.isid, <const char*>isid, 6)
+    if not 1 <= params.outstanding_r2t_max < BURSTS_MAX:
+        raise ValueError(f"outstanding_r2t_max {params.outstanding_r2t_max} is not within 1 to {BURSTS_MAX - 1}")
     for name in ("recv_data_bytes_max", "send_data_bytes_max", "burst_bytes_max", "first_burst_bytes"):
         if not 512 <= given[name] < 1 << 24:
             raise ValueError(f"{name} {given[name]} is not within 512 to 16777215 (RFC 7143, 13.12 to 13.14)")
