@@ -4,8 +4,8 @@
 
 The host never rests: two lanes of fio, each on its half of the volume, write every block of their half once a pass and
 verify what they wrote, pass after pass, while the volume is detoured through the gateway and home again. What has to
-hold: fio reports no error; each backup is byte for byte the copy of tgtd's backing file that the hook made at the freeze;
-in the end fio finds in tgtd's backing file what it wrote last.
+hold: fio reports no error; each backup is byte for byte the copy of tgtd's backing file that the hook made at the
+freeze; in the end fio finds in tgtd's backing file what it wrote last.
 
 The gateway's address is 127.0.0.2 and the host's 127.0.0.1, because tgtd does not redirect a login that comes from the
 redirect's own address. Needs root, tgtd, qemu-nbd with its iSCSI driver, and fio.
@@ -74,8 +74,10 @@ class Lane(threading.Thread):
         self.process: Program | None = None
 
     def words(self) -> list[str]:
-        return ["fio", f"--name=lane{self.number}", "--rw=randwrite", "--bs=4k", *self.part, "--verify=crc32c",
-                "--verify_fatal=1", f"--randseed={self.seed}", "--output-format=json"]
+        # The pattern, not a checksum of the block: what an earlier pass left at the same place must not pass for good.
+        return ["fio", f"--name=lane{self.number}", "--rw=randwrite", "--bs=4k", *self.part, "--verify=pattern",
+                f"--verify_pattern=0x{self.seed:08x}%o", "--verify_fatal=1", f"--randseed={self.seed}",
+                "--output-format=json"]
 
     def run(self) -> None:
         while not self.finishing.is_set() and not self.trouble:

@@ -1,12 +1,12 @@
-# For tests only, built always: opens the functions of pool, mailbox, stats and reactor that Python does not see otherwise.
+# For tests only, built always: opens functions of pool, mailbox, stats and reactor that Python does not see otherwise.
 #
 # Owns: what it wraps. Every object is driven by one thread; a Harness belongs to a reactor that is turned by hand.
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from detour.core.debug cimport DETOUR_DEBUG
-from detour.core.mailbox cimport (Mailbox, mailbox_acknowledge, mailbox_free, mailbox_init, mailbox_post, mailbox_signal,
-                                  mailbox_take)
+from detour.core.mailbox cimport (Mailbox, mailbox_acknowledge, mailbox_free, mailbox_init, mailbox_post,
+                                  mailbox_signal, mailbox_take)
 from detour.core.pool cimport (BufferPool, PoolWaiter, Slab, pool_free, pool_get, pool_init, pool_put, pool_wait,
                                pool_wait_cancel, pool_wake, slab_free, slab_get, slab_init, slab_put)
 from detour.core.reactor cimport (Command, Deferred, Loop, Reactor, Timer, Watch, command_done, event_new, event_post,

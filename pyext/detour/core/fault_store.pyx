@@ -1,8 +1,8 @@
 # A store in memory in which nothing happens until a test says so: the storage seam with faults, orders and power cuts.
 #
-# Fault model: Ios complete in any order, with any status; a WRITE reaches the image when it is completed and not before; a
-# FLUSH or a write with FUA makes the image (or the written range) stable; a power cut leaves the stable image and, of what
-# was written since, whatever the test keeps. Rules fail the next Ios that touch a range.
+# Fault model: Ios complete in any order, with any status; a WRITE reaches the image when it is completed and not before;
+# a FLUSH or a write with FUA makes the image (or the written range) stable; a power cut leaves the stable image and, of
+# what was written since, whatever the test keeps. Rules fail the next Ios that touch a range.
 # Owns: both images. Invariant: every pending Io is in the list once, oldest first.
 # Cost: no concern; tests and simulations only.
 cimport cython
@@ -217,7 +217,7 @@ cdef class FaultStoreHandle(StoreHandle):
         return count
 
     def fail_next(self, op, uint64_t offset_bytes=0, length_bytes=None, int32_t status=-2, int32_t times=1) -> None:
-        """A rule: the next `times` requests of this op that touch the range end with `status` (-1 times: all of them)."""
+        """A rule: the next `times` requests of this op that touch the range end with `status` (-1 times: all)."""
         cdef uint64_t end_bytes = self.store.size_bytes if length_bytes is None else offset_bytes + length_bytes
         cdef int i
         self.by_hand()

@@ -1,11 +1,11 @@
 # Files and block devices as a store: a slow medium never stops the loop.
 #
 # Owns: the descriptor, the worker threads and the jobs that are at them.
-# Invariants: jobs.slots_taken <= JOBS_MAX; an Io is in exactly one place: finished, at the workers, in the backlog (no job
-# was free), or paced (a write that waits for the rate). On closing, all but the Ios that a thread is working on end with
-# E_CLOSED at once; those end when the thread is done, because it uses their memory.
-# Cost: a read that the page cache holds is one system call on the loop. Else a mutex held for a few instructions hands the
-# job over, and one eventfd wake-up brings back all that are done.
+# Invariants: jobs.slots_taken <= JOBS_MAX; an Io is in exactly one place: finished, at the workers, in the backlog (no
+# job was free), or paced (a write that waits for the rate). On closing, all but the Ios that a thread is working on end
+# with E_CLOSED at once; those end when the thread is done, because it uses their memory.
+# Cost: a read that the page cache holds is one system call on the loop. Else a mutex held for a few instructions hands
+# the job over, and one eventfd wake-up brings back all that are done.
 import errno as errno_names
 import fcntl
 import os
@@ -296,8 +296,8 @@ def _fit_size(int fd, path, size_bytes, bint create) -> tuple:
 cdef class FileStoreHandle(StoreHandle):
     """A file or block device, by worker threads.
 
-    create with size_bytes makes a sparse file of that size; a file that is there keeps its content and must have that size.
-    inline_writes: writes go into the page cache from the loop's thread. direct: O_DIRECT. Raises OSError and ValueError.
+    create with size_bytes makes a sparse file of that size; a file that is there keeps its content and must have it.
+    inline_writes: writes go into the page cache from the loop's thread. direct: O_DIRECT. Raises OSError, ValueError.
     """
 
     def __cinit__(self, Reactor reactor not None, path, size_bytes=None, bint create=False, bint read_only=False,

@@ -2,8 +2,8 @@
 #
 # Owns: the slots and the eventfd; never what the pointers point to.
 # Invariants: head - tail <= capacity; only the producer writes head, only the consumer writes tail.
-# No wake-up is lost: the producer publishes head, then looks at tail; the consumer publishes tail, then looks at head, each
-# with a full fence between. So either the consumer sees the new item or the producer sees an empty ring and signals.
+# No wake-up is lost: the producer publishes head, then looks at tail; the consumer publishes tail, then looks at head,
+# each with a full fence between. So either the consumer sees the new item or the producer sees an empty ring and signals.
 # Cost: a post into a ring that is not empty is two stores and a fence; the write to the eventfd is once a batch.
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset

@@ -1,7 +1,7 @@
 # Slabs of equal slots and a pool of size-classed data buffers, owned by one loop thread.
 #
-# Owns: the arenas of a slab; the buffers that lie in a pool's free lists. Whoever took a slot or buffer owns it until it
-# puts it back.
+# Owns: the arenas of a slab; the buffers that lie in a pool's free lists. Whoever took a slot or buffer owns it until
+# it is put back.
 # Invariants: slots_taken + length of the free list = slots_made <= slots_max (where there is a bound);
 # taken_bytes + bytes in the free lists = held_bytes <= limit_bytes.
 # Cost: get and put are a pop and a push; memory comes from the system only while a slab or a size class grows.

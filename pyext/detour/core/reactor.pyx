@@ -1,12 +1,13 @@
 # One event loop a thread: descriptors, timers, deferred work, and the two mailboxes to and from Python.
 #
-# Owns: the epoll set, both mailboxes, the buffer pool, and commands while they are in an inbox, an outbox or the overflow
-# list. Watches, timers and deferred work live in their owners, who zero them first and take them out before they free them.
-# Invariants: only the loop's thread touches a Loop, but for the far ends of its mailboxes. A watch that was taken out gets
-# no event, not even one that epoll had told already. Nothing that is to be sent to Python is lost: what the outbox cannot
-# hold waits in a list, in order.
-# Cost: no GIL, no lock and no allocation in a turn; deferred work is a pop and a call; a timer is put into a sorted list
-# from its end, where the next deadline usually belongs.
+# Owns: the epoll set, both mailboxes, the buffer pool, and commands while they are in an inbox, an outbox or the
+# overflow list. Watches, timers and deferred work live in their owners, who zero them first and take them out before
+# they free them.
+# Invariants: only the loop's thread touches a Loop, but for the far ends of its mailboxes. A watch that was taken out
+# gets no event, not even one that epoll had told already. Nothing that is to be sent to Python is lost: what the outbox
+# cannot hold waits in a list, in order.
+# Cost: no GIL, no lock and no allocation in a turn; deferred work is a pop and a call; a timer is put into a sorted
+# list from its end, where the next deadline usually belongs.
 import atexit
 import threading
 import weakref
@@ -517,7 +518,7 @@ cdef class Reactor:
         return handled
 
     def set_clock(self, ns_t now_ns) -> None:
-        """From now on the clock stands at `now_ns` (nanoseconds) until it is set again; only for an unstarted reactor."""
+        """From now on the clock stands at `now_ns` (nanoseconds) until it is set again; for an unstarted reactor."""
         if self.running:
             raise RuntimeError("the clock of a running reactor is the system's")
         self.loop.clock_virtual = True

@@ -1,6 +1,7 @@
 # The storage seam: checks and completions that every store shares, the handle that Python holds, and memory as a store.
 #
-# Owns: a Store belongs to its handle; an Io belongs to its submitter, but for its links and private words while submitted.
+# Owns: a Store belongs to its handle; an Io belongs to its submitter, but for its links and private words while it is
+# submitted.
 # Invariants: `done` is called once for each Io, on the loop's thread, from the deferred queue and so never from inside
 # store_submit; in_flight counts the Ios whose done is still to come.
 # Cost: a submit is the checks and one indirect call; completions of one turn share one deferred call.
