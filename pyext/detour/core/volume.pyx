@@ -133,7 +133,7 @@ cdef void run_set_phase(Command* command) noexcept nogil:
         command_done(command, OK)
     elif volume.phase == PHASE_ARMED and phase == PHASE_PASS:
         enter_phase(volume, phase)
-        routing_abort_held(volume)
+        routing_resume_held(volume)         # to main: the host stays here until it can be sent home, and sees no error
         command_done(command, OK)
     else:
         command_done(command, OK if volume.phase == phase else E_INVALID)
