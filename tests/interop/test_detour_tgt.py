@@ -30,7 +30,7 @@ LIMIT_SECONDS = 60
 class Site:
     """tgtd, gateway and a host with a load."""
 
-    def __init__(self, folder: Path, more: str = "") -> None:
+    def __init__(self, folder: Path, more: str = "", command: str = "tgtadm") -> None:
         self.folder = folder
         self.main = Tgtd(folder / "tgt", IQN, size_bytes=SIZE)
         self.port = free_port("127.0.0.2")
@@ -44,7 +44,7 @@ api = "unix:{folder / 'api.sock'}"
 [volume.db01]
 main = "iscsi://{self.main.portal}/{IQN}/1"
 journal = {{ path = "{folder / 'journal'}", size = "128MiB" }}
-redirect = {{ driver = "tgt", env = {{ TGT_IPC_SOCKET = "{self.main.environment['TGT_IPC_SOCKET']}" }} }}
+redirect = {{ driver = "tgt", command = ["{command}"], env = {{ TGT_IPC_SOCKET = "{self.main.environment['TGT_IPC_SOCKET']}" }} }}
 hooks = {{ frozen = ["cp", "{self.main.image}", "{folder / 'pit'}"] }}
 {more}
 
@@ -206,5 +206,39 @@ def test_a_cancel_restores_everything(tmp_path):
     try:
         check_home(site, asyncio.run(work()), ["ALL"])
         assert list((site.folder / "backups").iterdir()) == []
+    finally:
+        site.main.close()
+
+
+BROKEN_TGTADM = """#!/bin/sh
+case "$*" in
+*"--mode conn --op delete"*) touch {folder}/dropped ;;
+*"--mode conn --op show"*) if [ -e {folder}/dropped ]; then sleep 1; echo "out of order" >&2; exit 1; fi ;;
+esac
+exec tgtadm "$@"
+"""
+
+
+def test_commands_that_waited_for_a_freeze_that_never_came_are_not_failed(tmp_path):
+    """The host is on the gateway already, and its commands wait, when main's control plane breaks."""
+    script = tmp_path / "tgtadm"
+    script.write_text(BROKEN_TGTADM.format(folder=tmp_path))
+    script.chmod(0o755)
+    site = Site(tmp_path, command=str(script))
+
+    async def work():
+        gateway = await site.start_gateway()
+        try:
+            async with site.client() as client, working_host(site) as load:
+                started = await client.start("db01")
+                document = await to_the_end(client, started["id"])
+                assert (document["result"], document["exit_code"]) == ("abandoned", 3)
+                assert "out of order" in document["reason"] and document["host"]["errors"] == 0
+                await asyncio.sleep(1.0)
+            return load
+        finally:
+            await gateway.end()
+    try:
+        check_home(site, asyncio.run(work()), ["ALL"])
     finally:
         site.main.close()
