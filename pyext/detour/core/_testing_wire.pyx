@@ -14,6 +14,8 @@ from detour.core.types cimport *
 class WireError(Exception):
     """A negative Status, in `status`."""
 
+    status = 0
+
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status

@@ -1,16 +1,7 @@
-from typing import Any, TypedDict, final
+from typing import Any, final
 
 from detour.core.reactor import Reactor
 from detour.core.store import StoreHandle
-
-class SessionFigures(TypedDict):
-    attachments: int
-    retries: int
-    rejects: int
-    commands_in_flight: int
-    rx_bytes: int
-    tx_bytes: int
-    lost_ns: int
 
 @final
 class InitiatorStore(StoreHandle):
@@ -40,4 +31,4 @@ class InitiatorStore(StoreHandle):
     @property
     def attached(self) -> bool: ...
     @property
-    def session(self) -> SessionFigures: ...
+    def session(self) -> dict[str, int]: ...
