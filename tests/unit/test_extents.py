@@ -67,6 +67,9 @@ def test_neighbours_of_one_slot_become_one(tree: ExtentsProbe) -> None:
     tree.insert(25, 5, 3)
     assert tree.walk() == [(5, 25, 3)]
     tree.insert(30, 5, 4)
+    tree.insert(35, 5, 6)
+    tree.insert(35, 5, 4)
+    assert tree.walk() == [(5, 25, 3), (30, 10, 4)]
     assert tree.extents_count == 2, "different slots stay apart"
 
 
@@ -148,6 +151,23 @@ def test_growing_and_emptying_in_any_order(tree: ExtentsProbe, order: str) -> No
         if count % 500 == 0:
             assert tree.check() == 0
     assert (tree.extents_count, tree.blocks_count, tree.height, tree.nodes_used) == (0, 0, 1, 1)
+    assert tree.check() == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_whole_leaves_go_at_once(tree: ExtentsProbe, seed: int) -> None:
+    leaf, leaves = 62, 62 * 3
+    for index in range(leaf * leaves):
+        tree.insert(index * 2, 1, index)
+    assert tree.height == 3
+    for number in random.Random(seed).sample(range(leaves), leaves):
+        first = number * leaf
+        assert tree.remove(first * 2, leaf * 2)[1] == [(slot, 1) for slot in range(first, first + leaf)]
+        assert tree.check() == 0, number
+        if number % 3 == 0:
+            assert tree.insert(first * 2, leaf * 2, number) == (OK, [])
+            assert tree.find(first * 2 + 1) == (first * 2, leaf * 2, number)
+    assert tree.extents_count == leaves // 3
     assert tree.check() == 0
 
 

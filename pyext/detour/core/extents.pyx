@@ -431,9 +431,7 @@ cdef bint _grow_neighbour(Extents* tree, Path* path, uint64_t index, const Exten
         return True
     if index < leaf.count and _touches(added, right):
         right.lba = added.lba
-        right.blocks += added.blocks
-        if index == 0:
-            _key_follows(path, tree.height - 1, added.lba)
+        right.blocks += added.blocks        # at index 0 only in the first leaf of all, to which no key leads
         return True
     return False
 
