@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
-import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "pyext" / "detour" / "core"
 FUNCTION_LINES_MAX = 70
 FILE_LINES_MAX = 700
+TEST_LINES_MAX = 1000           # one file for each module, however much it does
 LINE_CHARS_MAX = 120
 CORE_LINE_CHARS_MAX = 128       # declarations with their comment behind them
 
@@ -101,7 +103,7 @@ def test_files_and_lines_are_short():
     long = []
     for path in ALL:
         lines = path.read_text().splitlines()
-        if len(lines) > FILE_LINES_MAX:
+        if len(lines) > (TEST_LINES_MAX if path.is_relative_to(ROOT / "tests") else FILE_LINES_MAX):
             long.append(f"{name_of(path)} has {len(lines)} lines")
         chars_max = LINE_CHARS_MAX if path.suffix == ".py" else CORE_LINE_CHARS_MAX
         long += [f"{name_of(path)}:{number} has {len(line)} characters" for number, line in enumerate(lines, 1)
@@ -171,9 +173,8 @@ def test_nothing_is_marked_as_unfinished():
 
 
 def test_the_linter_agrees():
-    ruff = shutil.which("ruff")
-    if ruff is None:
+    if importlib.util.find_spec("ruff") is None:
         pytest.skip("ruff is not installed")
-    ended = subprocess.run([ruff, "check", "--no-cache", "python", "tests", "bench"], cwd=ROOT, capture_output=True,
+    ended = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "python", "tests", "bench"], cwd=ROOT, capture_output=True,
                            text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout

@@ -40,7 +40,10 @@ cdef struct BufferPool:
 cdef int pool_init(BufferPool* pool, uint64_t limit_bytes) noexcept nogil
 cdef void pool_free(BufferPool* pool) noexcept nogil
 cdef uint8_t* pool_get(BufferPool* pool, uint64_t length_bytes) noexcept nogil   # NULL at the limit; at most PART_BYTES_MAX
-cdef void pool_put(BufferPool* pool, uint8_t* buffer, uint64_t length_bytes) noexcept nogil  # same length as at pool_get
-cdef void pool_wait(BufferPool* pool, PoolWaiter* waiter) noexcept nogil         # ready() is called from pool_wake, never from pool_put
+# with the same length as at pool_get
+cdef void pool_put(BufferPool* pool, uint8_t* buffer, uint64_t length_bytes) noexcept nogil
+# ready() is called from pool_wake, never from pool_put
+cdef void pool_wait(BufferPool* pool, PoolWaiter* waiter) noexcept nogil
 cdef void pool_wait_cancel(BufferPool* pool, PoolWaiter* waiter) noexcept nogil
-cdef bint pool_wake(BufferPool* pool) noexcept nogil            # the loop calls it once a turn; wakes waiters while there is room
+# The loop calls it once a turn: each waiter gets a try when anything came back since the last time.
+cdef bint pool_wake(BufferPool* pool) noexcept nogil

@@ -94,7 +94,7 @@ cdef int loop_init(Loop* loop, uint64_t buffer_limit_bytes) noexcept nogil
 cdef void loop_free(Loop* loop) noexcept nogil
 cdef int loop_turn(Loop* loop, int timeout_ms) noexcept nogil       # number of events handled
 cdef int loop_watch(Loop* loop, Watch* watch, uint32_t events) noexcept nogil    # adds or changes
-cdef void loop_unwatch(Loop* loop, Watch* watch) noexcept nogil     # no event for it is delivered afterwards, this turn included
+cdef void loop_unwatch(Loop* loop, Watch* watch) noexcept nogil     # no event comes afterwards, this turn included
 cdef void loop_defer(Loop* loop, Deferred* work) noexcept nogil     # later in this turn
 cdef void loop_at_end(Loop* loop, Deferred* work) noexcept nogil    # once at the end of this turn
 cdef void loop_undefer(Loop* loop, Deferred* work) noexcept nogil   # from either queue
