@@ -23,7 +23,7 @@ lengths = st.one_of(st.integers(1, 8), st.integers(1, 200), st.integers(600, 150
 class VolumeMachine(RuleBasedStateMachine):
     @initialize(sync_always=st.booleans(), journal_kib=st.sampled_from([2150, 4096]))
     def begin(self, sync_always, journal_kib):
-        self.world = VolumeWorld(CHUNKS, journal_kib << 10, sync_always)
+        self.world = VolumeWorld(CHUNKS, journal_kib << 10, sync_always, turn_ns=1_000_000)
         self.phase = "pass"
         self.copying = False
 
@@ -107,7 +107,6 @@ class VolumeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.phase == "catching-up")
     @rule()
     def home(self):
-        self.world.settle()
         self.world.go_home()
         self.world.check_main()
         assert self.world.pit is not None and bytes(self.world.backup.image) == self.world.pit
@@ -133,10 +132,10 @@ class VolumeMachine(RuleBasedStateMachine):
             if not self.copying:
                 self.start_copy()
             self.catch_up(False)
-        self.world.settle()
-        assert not self.world.open, [shot.kind for shot in self.world.open]
         if self.phase == "catching-up":
             self.home()
+        self.world.settle()
+        assert not self.world.open, [shot.kind for shot in self.world.open]
         assert self.world.reactor.buffers_taken_bytes == 0
 
 

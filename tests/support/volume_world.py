@@ -49,11 +49,13 @@ class VolumeWorld:
     """`chunks` chunks of 256 KiB; main and backup are fault stores; the journal is in memory."""
 
     def __init__(self, chunks: int = 3, journal_bytes: int = 3 << 20, sync_always: bool = False,
-                 automatic: bool = False, tail_blocks: int = 0):
+                 automatic: bool = False, tail_blocks: int = 0, turn_ns: int = 0):
         self.blocks = chunks * CHUNK_BLOCKS + tail_blocks
         self.journal_bytes = journal_bytes
         self.sync_always = sync_always
         self.automatic = automatic
+        self.turn_ns = turn_ns              # how far a virtual clock goes each turn; 0: the real one
+        self.clock_ns = 10**12
         self.build(None)
         self.time = 1
         self.version = 0
@@ -70,6 +72,8 @@ class VolumeWorld:
     def build(self, journal_image: bytes | None) -> None:
         size = self.blocks * BLOCK
         self.reactor = Reactor(buffer_bytes=64 << 20)
+        if self.turn_ns:
+            self.reactor.set_clock(self.clock_ns)
         self.main = FaultStoreHandle(self.reactor, size, BLOCK, self.automatic)
         self.backup = FaultStoreHandle(self.reactor, size, BLOCK, self.automatic)
         self.media = FaultStoreHandle(self.reactor, 4096, BLOCK, self.automatic)
@@ -102,6 +106,9 @@ class VolumeWorld:
 
     def turn(self, turns: int = 1) -> None:
         for _ in range(turns):
+            if self.turn_ns:
+                self.clock_ns += self.turn_ns
+                self.reactor.set_clock(self.clock_ns)
             self.reactor.turn(0)
         for kind, ticket, status, results, _data in self.reactor.drain():
             if kind == 0:
@@ -114,6 +121,7 @@ class VolumeWorld:
         """Everything pending completes, oldest first, until all is quiet."""
         for _ in range(rounds):
             self.turn(2)
+            self.clock_ns += 10 * self.turn_ns
             if not sum(store.complete_all() for store in self.stores.values()) and not self.open:
                 break
         self.turn(2)
@@ -240,12 +248,18 @@ class VolumeWorld:
             self.media.complete_all()
         raise AssertionError("the copy does not end")
 
-    def go_home(self) -> None:
+    def catch_up_all(self) -> None:
+        """Rounds until nothing is dirty and nobody waits (for room, say)."""
+        self.settle()
         for _ in range(20):
             self.command(self.volume.round())
-            if self.stat("dirty_blocks") == 0 and not self.open:
-                break
             self.settle()
+            if self.stat("dirty_blocks") == 0 and not self.open:
+                return
+        raise AssertionError(f"rounds do not end: {[shot.kind for shot in self.open]} are open")
+
+    def go_home(self) -> None:
+        self.catch_up_all()
         self.command(self.volume.hold())
         self.command(self.volume.drain())
         self.command(self.volume.round())
