@@ -175,6 +175,6 @@ def test_nothing_is_marked_as_unfinished():
 def test_the_linter_agrees():
     if importlib.util.find_spec("ruff") is None:
         pytest.skip("ruff is not installed")
-    ended = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "python", "tests", "bench"], cwd=ROOT, capture_output=True,
-                           text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "python", "tests", "bench"], cwd=ROOT,
+                           capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout
