@@ -49,6 +49,8 @@ from detour.core.reactor cimport command_done, loop_undefer
 from detour.core.reclaim cimport position_of, reclaim_all, reclaim_coming_bytes, reclaim_run, reservation_at
 from detour.core.superblock cimport format_mapping, newest_copy
 
+import os
+
 import numpy as np
 
 from detour.core import mapping as mappings
@@ -481,6 +483,11 @@ cdef void free_journal(Journal* journal) noexcept:
     free(journal)
 
 
+cdef uint32_t another_generation(uint32_t generation):
+    cdef uint32_t found = int.from_bytes(os.urandom(4), "little")
+    return found if found != generation else generation + 1
+
+
 @cython.no_gc_clear
 cdef class JournalHandle:
     """A journal: made by create, open or in_memory. It belongs to the loop of `reactor`; what is asked of it there
@@ -569,6 +576,10 @@ cdef class JournalHandle:
         journal.scan_seq = journal.tail_seq
         journal.stable_seq = journal.tail_seq - 1 if journal.super.clean else journal.super.synced_seq
         journal.unrecovered = not journal.super.clean
+        if journal.super.clean:
+            # After a power cut headers above the tail may lie in the table although the superblock with them is lost.
+            # A generation of its own, written before the first header, keeps this life apart from them.
+            journal.generation = another_generation(journal.generation)
         journal.after_flush = after_flush
         commit_init(journal)
         journal.lock_fd = mapping.give_descriptor()

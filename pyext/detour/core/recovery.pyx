@@ -45,7 +45,7 @@ DECISIONS = (
     ("K", "1111" "1101" "--", ACTION_MARK, NOTE_NONE, "live zeros"),
     ("L", "1111" "1100" "1-", ACTION_MARK, NOTE_NONE, "live data that had been stable; checked when asked or read"),
     ("M", "1111" "1100" "01", ACTION_MARK, NOTE_NONE, "live data, not known to have been stable, and whole"),
-    ("N", "1111" "1-00" "00", ACTION_NONE, NOTE_TORN, "live data that did not arrive whole: never stable"),
+    ("N", "1111" "1-00" "00", ACTION_NONE, NOTE_TORN, "live data that are not whole: never stable, or covered by newer and their room in use"),
     ("O", "1111" "1001" "--", ACTION_MARK, NOTE_CORRUPT, "as K; its record flag is damaged"),
     ("P", "1111" "1000" "1-", ACTION_MARK, NOTE_CORRUPT, "as L; its record flag is damaged"),
     ("Q", "1111" "1000" "01", ACTION_MARK, NOTE_CORRUPT, "as M; its record flag is damaged"),
