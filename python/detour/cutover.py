@@ -13,6 +13,9 @@ therefore shrinks by about rate / speed a round. When it does not shrink fast en
 to a share of the speed (smoothly: it is told by the device, nothing fails), and to a smaller share each further time.
 So the rounds converge for every host and every main that takes data at all.
 
+What fits is made smaller still by more rounds for as long as each would halve it: the limit is what the host may have
+to bear, not what it should.
+
 All functions are pure; times in seconds, sizes in bytes, rates in bytes a second.
 """
 from __future__ import annotations
@@ -52,6 +55,8 @@ class Limits:
     throttle_floor_bytes_s: float = 256 * 1024.0
     rounds_before_throttle: int = 2     # rounds that may fail to converge before the host is slowed
     fits_rounds: int = 1                # rounds whose end must have been seen before a hold
+    polish_s: float = 0.03              # a pause whose data part is longer is made shorter by more rounds, while these
+    polish_rounds: int = 12             # halve it, and up to so many rounds in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +118,8 @@ def decide(history: History, remaining_bytes: int, host_bytes_s: float, limits: 
     budget = max(limits.max_pause_s - limits.overhead_s - history.fixed_s, limits.max_pause_s / 4)
     fits = max(0, remaining_bytes) / speed <= budget
     if fits and history.rounds >= limits.fits_rounds:
+        if window_open and _worth_a_round(history, remaining_bytes, host_bytes_s, speed, limits):
+            return Decision(Step.ROUND, predicted, reason="another round makes the pause shorter")
         if window_open:
             return Decision(Step.HOLD, predicted, reason="what is left fits into the pause")
         return Decision(Step.WAIT, predicted, seconds=limits.wait_s, reason="the window for the cutover is closed")
@@ -120,6 +127,13 @@ def decide(history: History, remaining_bytes: int, host_bytes_s: float, limits: 
         return Decision(Step.THROTTLE, predicted, bytes_per_second=_throttle_rate(history, speed, limits),
                         reason="the host writes faster than main is caught up")
     return Decision(Step.ROUND, predicted, reason="more is left than fits into the pause")
+
+
+def _worth_a_round(history: History, remaining_bytes: int, host_bytes_s: float, speed: float, limits: Limits) -> bool:
+    """Whether one more round would at least halve what the pause has to flush, and that is worth having."""
+    seconds = max(0, remaining_bytes) / speed
+    left = host_bytes_s * (seconds + history.fixed_s)
+    return seconds > limits.polish_s and history.rounds < limits.polish_rounds and 2 * left <= remaining_bytes
 
 
 def _throttle_rate(history: History, speed: float, limits: Limits) -> float:

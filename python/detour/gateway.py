@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -273,6 +274,8 @@ async def serve(config: Config) -> None:
     from detour.embedded import serving
 
     logs.set_up(config.gateway.log.level, config.gateway.log.style)
+    if config.gateway.log.level != "debug":
+        logging.getLogger("httpx").setLevel(logging.WARNING)        # a line for each request to main's API
     gateway = Gateway(config)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(gateway.stop)

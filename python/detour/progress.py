@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from detour.core.stats import bucket_floor_ns
+
 WINDOW_S = 3.0
 HISTOGRAM_HEAD = 3              # count, sum_ns, max_ns stand before the buckets
 
@@ -44,11 +46,8 @@ class Rate:
 
 
 def bucket_top_ns(index: int) -> int:
-    """Upper end of a latency bucket, ns: 8 linear steps to each power of two (core/stats.pxd)."""
-    if index < 8:
-        return index
-    power, step = index // 8 + 2, index % 8
-    return (1 << power) + ((step + 1) << (power - 3)) - 1
+    """Largest value of a latency bucket, ns."""
+    return bucket_floor_ns(index + 1) - 1
 
 
 def percentile_ns(histogram: np.ndarray, share: float) -> int:

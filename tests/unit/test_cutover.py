@@ -20,7 +20,7 @@ def test_no_hold_before_a_round_has_shown_the_speed():
 
 def test_holds_when_what_is_left_fits():
     history = after(Round(100 * MIB, 1.0, 10 * MIB))
-    decision = decide(history, 10 * MIB, 1 * MIB, Limits(max_pause_s=1.0, overhead_s=0.1))
+    decision = decide(history, 10 * MIB, 80 * MIB, Limits(max_pause_s=1.0, overhead_s=0.1))
     assert decision.step is Step.HOLD
     assert decision.predicted_s == pytest.approx(0.2)
 
@@ -30,6 +30,17 @@ def test_another_round_when_it_does_not_fit():
     decision = decide(history, 95 * MIB, 1 * MIB, Limits(max_pause_s=1.0, overhead_s=0.1))
     assert decision.step is Step.ROUND
     assert decision.predicted_s == pytest.approx(1.05)
+
+
+def test_what_fits_is_made_smaller_while_a_round_halves_it():
+    history = after(Round(100 * MIB, 1.0, 50 * MIB))
+    limits = Limits(max_pause_s=1.0)
+    assert decide(history, 50 * MIB, 10 * MIB, limits).step is Step.ROUND
+    assert decide(history, 50 * MIB, 90 * MIB, limits).step is Step.HOLD       # it would not get smaller
+    assert decide(history, 2 * MIB, 10 * MIB, limits).step is Step.HOLD        # small enough
+    for _ in range(limits.polish_rounds):
+        history = observe(history, Round(100 * MIB, 1.0, 50 * MIB))
+    assert decide(history, 50 * MIB, 10 * MIB, limits).step is Step.HOLD       # often enough
 
 
 def test_waits_for_the_window():
@@ -73,7 +84,7 @@ def test_small_rounds_teach_the_fixed_cost_not_the_speed():
 
 def test_an_overhead_beyond_the_limit_does_not_keep_the_host_away():
     history = after(Round(100 * MIB, 1.0, MIB))
-    decision = decide(history, MIB, 0.0, Limits(max_pause_s=1.0, overhead_s=3.0))
+    decision = decide(history, MIB, 100 * MIB, Limits(max_pause_s=1.0, overhead_s=3.0))
     assert decision.step is Step.HOLD
     assert decision.predicted_s > 3.0
 
