@@ -1,7 +1,7 @@
 """A journal under test beside a plain Python model of it, with two kinds of crash.
 
-The model knows, for each block, its content and every content that a power cut may leave: the one that the last completed
-flush made stable, and all later ones. kill -9 leaves the mapping as it is; a power cut leaves each sector in any of the
+The model knows, for each block, its content and every content that a power cut may leave: the one that the last
+completed flush made stable, and all later ones. kill -9 leaves the mapping as it is; a power cut leaves each sector in any of the
 versions that it had since the last completed flush was submitted. Main storage is stable at once.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 
 import numpy as np
-
 from detour.core._testing_journal import JournalHarness
 from detour.core.fault_store import FaultStoreHandle
 from detour.core.format import minimum_size
@@ -38,7 +37,8 @@ class JournalWorld:
         self.reactor = Reactor()
         self.main = bytearray(VOLUME_BLOCKS * BLOCK_BYTES)
         self.tags = [0] * VOLUME_BLOCKS
-        self.possible: list[list[tuple[int, int]]] = [[(0, 0)] for _ in range(VOLUME_BLOCKS)]  # (moment, tag), oldest first
+        # of each block: (moment, tag), oldest first
+        self.possible: list[list[tuple[int, int]]] = [[(0, 0)] for _ in range(VOLUME_BLOCKS)]
         self.moment = 0
         self.open_writes: list[tuple[int, int, int, int]] = []  # reservation, lba, blocks, tag
         self.pinned: list[tuple[int, int, int, bytes]] = []  # slot, lba, blocks, content
@@ -156,7 +156,8 @@ class JournalWorld:
     def to_main(self, slot: int, lba: int, blocks: int) -> None:
         data = self.harness.data(slot, lba, blocks)
         assert self.harness.verify(slot) == 0
-        self.main[lba * BLOCK_BYTES : (lba + blocks) * BLOCK_BYTES] = bytes(blocks * BLOCK_BYTES) if data is None else data
+        content = bytes(blocks * BLOCK_BYTES) if data is None else data
+        self.main[lba * BLOCK_BYTES : (lba + blocks) * BLOCK_BYTES] = content
 
     def round_step(self, pieces: int) -> None:
         """Begins a round, or takes some of its extents (the last one in part) to main."""
