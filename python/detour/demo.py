@@ -50,6 +50,8 @@ JOURNAL_MAX = 2 * 2**30
 UNIT_BYTES = 4096
 HOST_DEPTH = 32
 BACKUP_SECONDS_MAX = 3600.0
+HOME_SECONDS_MAX = 10.0
+SETTLE_SECONDS = 0.25
 
 Tell = Callable[[str, str], None]
 
@@ -193,6 +195,15 @@ class Host:
             self._section = section
             await self.load.enter_section(SECTIONS[section])
 
+    async def until_home(self) -> None:
+        """Waits until the host's session is on main again and what had waited has been answered: the pause of the way
+        home belongs to the catch-up, not to what comes after."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HOME_SECONDS_MAX):
+                while self._store.state != "connected" or self._store.portal != self._store.target_url.portal:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(SETTLE_SECONDS)
+
     async def write_anything(self) -> None:
         """Behind the point in time, an image may be overwritten."""
         assert self.load is not None
@@ -249,6 +260,7 @@ class Demo:
             await asyncio.sleep(self._options.seconds)
             await self._backup()
             assert self._host is not None
+            await self._host.until_home()
             await self._host.enter("after")
             await asyncio.sleep(self._options.seconds)
             await self._host.stop()

@@ -20,7 +20,7 @@ cdef enum:
     LOAD_DEPTH_MAX = 4096
     LOAD_UNITS_OF_IO_MAX = 4096
 
-cdef struct LoadSection:        # one flat block of uint64; names in loadgen.pyx (SECTION_NAMES)
+cdef struct LoadSection:        # one flat block of uint64; names in loadgen.pyx
     uint64_t reads              # that ended well
     uint64_t writes
     uint64_t flushes

@@ -8,13 +8,13 @@ from detour.core.load cimport *
 from detour.core.stamps cimport *
 from detour.core.stats cimport Histogram, stats_view
 
-SECTION_NAMES = ("reads", "writes", "flushes", "read_bytes", "write_bytes", "errors", "mismatches", "checked_bytes",
+_SECTION_NAMES = ("reads", "writes", "flushes", "read_bytes", "write_bytes", "errors", "mismatches", "checked_bytes",
                  "longest_ns", "elapsed_ns", "late_ns")
-HISTOGRAM_NAMES = ("read_ns", "write_ns", "flush_ns")
-FAULT_NAMES = {STAMP_FOREIGN: "foreign", STAMP_SHIFTED: "shifted", STAMP_TORN: "torn", STAMP_OLD: "old",
+_HISTOGRAM_NAMES = ("read_ns", "write_ns", "flush_ns")
+_FAULT_NAMES = {STAMP_FOREIGN: "foreign", STAMP_SHIFTED: "shifted", STAMP_TORN: "torn", STAMP_OLD: "old",
                STAMP_NEW: "new", STAMP_MIXED: "mixed"}
-PER_MILLION = 1000000
-MODES = {"random": LOAD_RANDOM, "sequential": LOAD_SEQUENTIAL, "ordered": LOAD_ORDERED}
+_PER_MILLION = 1000000
+_MODES = {"random": LOAD_RANDOM, "sequential": LOAD_SEQUENTIAL, "ordered": LOAD_ORDERED}
 
 
 def _multiple(name, value, of):
@@ -29,8 +29,8 @@ def _settings(store_bytes, block_bytes, offset_bytes, length_bytes, unit_bytes, 
     length -= length % unit
     io_bytes = _multiple("io_bytes", io_bytes, unit)
     io_bytes_max = io_bytes if io_bytes_max is None else _multiple("io_bytes_max", io_bytes_max, unit)
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; known are {', '.join(MODES)}")
+    if mode not in _MODES:
+        raise ValueError(f"mode is {mode!r}; known are {', '.join(_MODES)}")
     if not 1 <= depth <= LOAD_DEPTH_MAX:
         raise ValueError(f"depth is {depth}, which is not in 1..{LOAD_DEPTH_MAX}")
     if offset_bytes < 0 or offset_bytes % max(block_bytes, STAMP_BYTES) or offset_bytes + length > store_bytes:
@@ -46,17 +46,17 @@ def _settings(store_bytes, block_bytes, offset_bytes, length_bytes, unit_bytes, 
 def _share(name, value):
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} is {value}, which is not in 0..1")
-    return round(value * PER_MILLION)
+    return round(value * _PER_MILLION)
 
 
 def stats_names():
     """Names of the leading counters of each section."""
-    return list(SECTION_NAMES)
+    return list(_SECTION_NAMES)
 
 
 def histogram_names():
     """Names of the three histograms that follow the counters of a section."""
-    return list(HISTOGRAM_NAMES)
+    return list(_HISTOGRAM_NAMES)
 
 
 def section_words():
@@ -69,7 +69,7 @@ def histogram_words():
     return sizeof(Histogram) // sizeof(uint64_t)
 
 
-cdef class UnitVersions:
+cdef class _UnitVersions:
     """Read-only uint32 view of the versions; keeps the generator alive."""
     cdef LoadGenerator owner
     cdef Py_ssize_t shape[1]
@@ -127,7 +127,7 @@ cdef class LoadGenerator:
         load.loop = reactor.loop
         load.store = store.store
         load.id = load_id
-        load.mode = MODES[mode]
+        load.mode = _MODES[mode]
         load.verify = verify
         load.rewriting = rewriting
         load.interval_ns = 1e9 / rate if rate else 0.0
@@ -229,10 +229,10 @@ cdef class LoadGenerator:
     @property
     def versions(self):
         """Read-only uint32: version of each unit that was acknowledged last, 0: never written."""
-        cdef UnitVersions view
+        cdef _UnitVersions view
         if not self.load.verify:
             raise ValueError("versions are kept only with verify")
-        view = UnitVersions.__new__(UnitVersions)
+        view = _UnitVersions.__new__(_UnitVersions)
         view.owner = self
         return memoryview(view)
 
@@ -243,7 +243,7 @@ cdef class LoadGenerator:
         if fault.kind == 0:
             return None
         return fault_dict(fault) | {
-            "kind": FAULT_NAMES[fault.kind], "expected": (fault.expected_min, fault.expected_max),
+            "kind": _FAULT_NAMES[fault.kind], "expected": (fault.expected_min, fault.expected_max),
             "found": {"seed_matches": fault.found_seed == self.load.seed_word, "sector": fault.found_sector,
                       "version": fault.found_version}}
 

@@ -30,9 +30,10 @@ def command(volume: str | None, api: str, as_json: bool) -> int:
 
     table = Table()
     for column in ("backup", "volume", "point in time", "size", "store", "tag", "status"):
-        table.add_column(column, no_wrap=column == "backup")
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(row["id"], row["volume"], row.get("pit_at") or "-", human_bytes(row["size_bytes"]), row["store"],
                       row.get("tag") or "", row["status"])
-    Console().print(table)
+    console = Console()
+    Console(width=max(console.width, 140)).print(table)
     return 0

@@ -58,7 +58,7 @@ def show(document: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{document['url']}: {document['iops']:.0f} operations/s in {document['seconds']:.1f} s")
+    table = Table()
     for column in ("", "op/s", "throughput", "mean ms", "p50", "p95", "p99", "p99.9", "max"):
         table.add_column(column, justify="right" if column else "left")
     for kind in ("read", "write"):
@@ -68,6 +68,8 @@ def show(document: dict[str, Any]) -> None:
                           *(f"{latency[name]:.3f}" for name in ("mean", "p50", "p95", "p99", "p99_9", "max")))
     console = Console()
     console = Console(width=max(console.width, 100))
+    console.print(f"{document['url']}: {document['iops']:.0f} operations/s in {document['seconds']:.1f} s",
+                  highlight=False, soft_wrap=True)
     console.print(table)
     if document["checked_bytes"]:
         console.print(f"checked {human_bytes(document['checked_bytes'])}: {document['mismatches']} mismatches")

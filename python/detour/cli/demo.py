@@ -43,7 +43,8 @@ def show(document: dict[str, Any], console: Any) -> None:
     answers = {True: "[green]yes[/]", False: "[bold red]NO[/]"}
     console.print(f"backup: {human_bytes(copied['bytes'])} in {copied['seconds']:.1f} s; "
                   f"catch-up: {document['catch_up']['rounds']} rounds, {human_bytes(document['catch_up']['bytes'])}; "
-                  f"cutover: predicted {_ms(cutover['predicted_ms'])}, took {_ms(cutover['actual_ms'])}")
+                  f"cutover: predicted {_ms(cutover['predicted_ms'])}, took {_ms(cutover['actual_ms'])}",
+                  soft_wrap=True)
     console.print(f"host: {host['writes']} writes, {host['reads']} reads, {host['errors']} errors, "
                   f"{host['mismatches']} wrong reads in {human_bytes(host['checked_bytes'])} checked")
     console.print("the backup is main at the point in time, byte for byte: " + answers[copied["matches_pit"]])

@@ -56,7 +56,8 @@ async def follow_terminal(documents: AsyncIterator[dict[str, Any]]) -> dict[str,
         async for last in documents:
             if last["phase"] != phase:
                 phase = last["phase"]
-                console.print(f"{phase}  {numbers_of(last)}".rstrip(), markup=False, highlight=False)
+                console.print(f"{phase}  {numbers_of(last)}".rstrip(), markup=False, highlight=False,
+                              soft_wrap=True)
         return last
     columns = (TextColumn("[bold]{task.description:<12}"), BarColumn(), TimeElapsedColumn(),
                TextColumn("{task.fields[numbers]}"))
