@@ -1,8 +1,8 @@
 """A journal under test beside a plain Python model of it, with two kinds of crash.
 
 The model knows, for each block, its content and every content that a power cut may leave: the one that the last
-completed flush made stable, and all later ones. kill -9 leaves the mapping as it is; a power cut leaves each sector in any of the
-versions that it had since the last completed flush was submitted. Main storage is stable at once.
+completed flush made stable, and all later ones. kill -9 leaves the mapping as it is; a power cut leaves each sector in
+any of the versions that it had since the last completed flush was submitted. Main storage is stable at once.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 # Owns the queue of waiters and the one flush in flight.
 # Invariants: everything sealed before a flush was submitted is stable when it ends well. A flush that failed is final
 # (fault): what it should have made stable may be gone without a trace, so nothing is called stable any more.
-# Superblock: three copies. A write goes to the one that is neither newest (a kill in the middle of the write leaves that
-# one whole) nor stable (a power cut leaves that one). The copy that was newest when a flush began is the stable one when
-# it ends, unless it was written over meanwhile.
-# Cost: waiters of one turn share one flush; a waiter is looked at once for each flush it waits for. Each flush takes the
-# superblock along (one CRC of 4 KiB) when the last one brought news, so that recovery knows what had been stable.
+# Superblock: three copies. A write goes to the one that is neither newest (a kill in the middle of the write leaves
+# that one whole) nor stable (a power cut leaves that one). The copy that was newest when a flush began is the stable
+# one when it ends, unless it was written over meanwhile.
+# Cost: waiters of one turn share one flush; a waiter is looked at once for each flush it waits for. Each flush takes
+# the superblock along (one CRC of 4 KiB) when the last one brought news, so that recovery knows what had been stable.
 from libc.string cimport memcpy, memset
 
 from detour.core.format cimport Superblock, superblock_seal

@@ -13,8 +13,8 @@
 # replay order after a crash is the order in which reads saw the writes. Data places are given at the reserve.
 # Room is reused only after the state that makes it free (ENTRY_FLUSHED, tail_seq) is stable: see journal_reclaim.
 #
-# Fault model: kill -9 loses nothing that was written to the mapping; a power cut may lose or tear anything since the last
-# completed commit, which the header's and data's checksums show.
+# Fault model: kill -9 loses nothing that was written to the mapping; a power cut may lose or tear anything since the
+# last completed commit, which the header's and data's checksums show.
 from detour.core.types cimport *
 from detour.core.format cimport EntryHeader, Superblock, ChunkState
 from detour.core.mapping cimport Mapping
@@ -114,7 +114,7 @@ cdef struct Journal:
     uint64_t flushes_done
     bint flush_wanted           # a flush for room, without a waiter
     bint room_short             # a reservation found no room: reclaim asks for its flushes at once
-    bint unrecovered            # opened after a stop in disorder: nothing is reserved before recovery_run or journal_reset
+    bint unrecovered            # opened after a stop in disorder: no reservation before recovery_run or journal_reset
     bint detached               # closed: the loop no longer uses this memory
     Command* close_command
     int lock_fd                 # the descriptor that holds the file's lock, -1: none
@@ -160,7 +160,8 @@ cdef void journal_drop_live(Journal* journal, uint32_t slot, blocks_t blocks, bi
 # asked for here when room is short. journal_reserve calls it by itself.
 cdef uint64_t journal_reclaim(Journal* journal) noexcept nogil
 cdef uint64_t journal_room_coming_bytes(const Journal* journal) noexcept nogil
-cdef uint64_t journal_used_bytes(const Journal* journal) noexcept nogil      # larger of data room and table room, as data bytes
+# Larger of data room and table room taken, as data bytes.
+cdef uint64_t journal_used_bytes(const Journal* journal) noexcept nogil
 cdef uint64_t journal_room_bytes(const Journal* journal) noexcept nogil      # what could be reserved now
 # phase, PIT, tail: into the copy that is neither newest nor stable, with checksum. `clean` says that nothing is live.
 cdef void journal_super_write(Journal* journal) noexcept nogil
@@ -169,7 +170,7 @@ cdef void journal_super_write(Journal* journal) noexcept nogil
 # a journal_sync, else a power cut could leave the new phase beside an old table.
 cdef void journal_reset(Journal* journal, uint32_t generation) noexcept nogil
 
-# For recovery: forgets what the rings hold, then takes reservations[0, count) (sealed, live, sorted by place) as theirs.
+# For recovery: forgets what the rings hold, then takes reservations[0, count) (sealed, live, by place) as theirs.
 cdef void journal_rings_begin(Journal* journal) noexcept nogil
 cdef void journal_rings_adopt(Journal* journal, uint64_t count, seq_t next_seq) noexcept nogil
 # Writes a header without a range into the slot of a lost entry, so that its absence is known from now on.
@@ -178,7 +179,7 @@ cdef void journal_tombstone(Journal* journal, seq_t seq) noexcept nogil
 # What Python holds. `media=` takes the FLUSHes in place of a FileStore on the path (tests).
 #   JournalHandle.create(reactor, path, size_bytes, block_bytes, volume_blocks, note=b"", replace=False, media=None)
 #       -> preallocated, mapped; a path that holds an unfinished detour is refused unless `replace`
-#   JournalHandle.open(reactor, path, media=None) -> reads the superblock; raises CorruptError, or UsageError naming the reason
+#   JournalHandle.open(reactor, path, media=None) -> reads the superblock; raises CorruptError, or UsageError
 #   JournalHandle.in_memory(reactor, size_bytes, block_bytes, volume_blocks, media, image=None, note=b"")
 #       -> in anonymous memory, for simulations; `image`: bytes of a journal to open
 #   .entries() -> numpy structured array of the entry table (read-only view)    .chunks() -> the chunk table

@@ -5,18 +5,18 @@
 # Invariants
 #   - Sequence numbers have no gaps: header of seq s lies in slot s % entry_slots. The table always holds a whole window
 #     [tail_stable_seq, next_seq), so for any two entries the newer one's header is there as long as the older one's is.
-#   - For each block the newest entry of the window that covers it decides. LIVE: the journal has the content. FLUSHED, or
-#     no entry: main has it. An entry is dead when the index points to none of its blocks.
+#   - For each block the newest entry of the window that covers it decides. LIVE: the journal has the content. FLUSHED,
+#     or no entry: main has it. An entry is dead when the index points to none of its blocks.
 #   - A reservation is never written again before what makes it free is stable.
 #
 # Why a replay of the window in sequence order is right after kill -9 (the mapping keeps every store, in order)
-#   - Entry E is partly on main, partly live: its header stays LIVE, and the replay takes all of it. The blocks that were
-#     flushed come back into the index with E's content. If nothing newer covers them that is what main holds, and to
-#     flush it again changes nothing. If something newer covers them its header is in the window and decides. It cannot
+#   - Entry E is partly on main, partly live: its header stays LIVE, and the replay takes all of it. The blocks that
+#     were flushed come back into the index with E's content. If nothing newer covers them that is what main holds, and
+#     to flush it again changes nothing. If something newer covers them its header is in the window and decides. It cannot
 #     have left before E, because headers leave in sequence order. The same holds for a round that the crash cut short.
 #   - E died and at least one block went to main from it: without a mark the replay would bring that block back although
-#     E's room is written anew. So E is marked FLUSHED before its room is free. The mark takes E's whole range out, which is
-#     right for each block: main has E's content, or a newer entry of the window decides.
+#     E's room is written anew. So E is marked FLUSHED before its room is free. The mark takes E's whole range out,
+#     which is right for each block: main has E's content, or a newer entry of the window decides.
 #   - E died only by newer entries: they are in the window, so E may stay LIVE, and its data may be gone. Therefore the
 #     data of an entry only count when the rebuilt index still points to it.
 #
@@ -155,8 +155,8 @@ cdef uint64_t journal_room_bytes(const Journal* journal) noexcept nogil:
 # --- entries
 
 cdef void write_header(Journal* journal, const EntryHeader* header) noexcept nogil:
-    # The first eight bytes, with the checksum, come last: until then the slot holds no valid header, whatever is written
-    # back or read meanwhile. State and flag, which the checksum does not cover, are those of the new entry by then.
+    # The first eight bytes, with the checksum, come last: until then the slot holds no valid header, whatever is
+    # written back or read meanwhile. State and flag, which the checksum does not cover, are the new entry's by then.
     cdef uint8_t* to = <uint8_t*>&journal.entries[header.seq % journal.entry_slots]
     cdef uint64_t head
     memcpy(&head, header, sizeof(head))
@@ -559,8 +559,8 @@ cdef class JournalHandle:
         journal.super_stable = newest
         journal.entries = <EntryHeader*>(mapping.map + journal.super.entries_at)
         journal.chunks = <ChunkState*>(mapping.map + journal.super.chunks_at)
-        journal.chunks_count = (journal.super.volume_blocks * journal.super.block_bytes + CHUNK_BYTES - 1) // CHUNK_BYTES
         journal.block_bytes = journal.super.block_bytes
+        journal.chunks_count = (journal.super.volume_blocks * journal.block_bytes + CHUNK_BYTES - 1) // CHUNK_BYTES
         journal.generation = journal.super.generation
         journal.entry_slots = journal.super.entry_slots
         journal.data_at = journal.super.data_at
