@@ -35,6 +35,7 @@ class Site:
         self.main = Tgtd(folder / "tgt", IQN, size_bytes=SIZE)
         self.port = free_port("127.0.0.2")
         self.gateways = 0
+        ipc = self.main.environment["TGT_IPC_SOCKET"]
         (folder / "detour.toml").write_text(f"""[gateway]
 listen = ["127.0.0.2:{self.port}"]
 advertise = "127.0.0.2:{self.port}"
@@ -44,7 +45,7 @@ api = "unix:{folder / 'api.sock'}"
 [volume.db01]
 main = "iscsi://{self.main.portal}/{IQN}/1"
 journal = {{ path = "{folder / 'journal'}", size = "128MiB" }}
-redirect = {{ driver = "tgt", command = ["{command}"], env = {{ TGT_IPC_SOCKET = "{self.main.environment['TGT_IPC_SOCKET']}" }} }}
+redirect = {{ driver = "tgt", command = ["{command}"], env = {{ TGT_IPC_SOCKET = "{ipc}" }} }}
 hooks = {{ frozen = ["cp", "{self.main.image}", "{folder / 'pit'}"] }}
 {more}
 
@@ -102,7 +103,7 @@ async def to_the_end(client: Client, detour_id: str) -> dict:
 
 def check_home(site: Site, load: Load, rules: list[str]) -> None:
     assert load.total("errors") == 0 and load.total("mismatches") == 0
-    assert load.total("writes") > 100
+    assert load.total("writes") > 10
     assert not site.redirect_is_set() and sorted(site.acl()) == rules
     found = compare_expected(site.main.image, load.generator)
     assert found.same and found.compared_bytes == SIZE

@@ -1,5 +1,6 @@
 """The tgt driver: against a fake tgtadm that keeps its state in a file, and against a real tgtd."""
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ GATEWAY = Address("127.0.0.2", 3260)
 
 FAKE = r'''
 """A tgtadm that knows what the driver uses, in the words of the real one. State: a JSON file."""
-import argparse, json, os, sys, time
+import argparse, fcntl, json, os, sys, time
+lock = open(os.environ["FAKE_STATE"] + ".lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
 parser = argparse.ArgumentParser()
 for name in ("lld", "mode", "op", "tid", "name", "value", "sid", "cid", "initiator-address", "initiator-name"):
     parser.add_argument("--" + name)
@@ -91,8 +94,10 @@ class Fake:
                    sessions={"1": ["iqn.host", "192.0.2.5"], "4": [OWN, "127.0.0.2"], "5": [OWN, "192.0.2.6"]})
 
     def write(self, **values):
-        state = self.read() if self.path.exists() else {}
-        self.path.write_text(json.dumps({**state, **values}))
+        with open(f"{self.path}.lock", "w") as lock:        # no call of the program is under way
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self.read() if self.path.exists() else {}
+            self.path.write_text(json.dumps({**state, **values}))
 
     def read(self):
         return json.loads(self.path.read_text())
