@@ -131,7 +131,7 @@ def cdb_rw(opcode: int, lba: int, blocks: int, flags: int = 0) -> bytes:
 class Host:
     """One session. `params` as TargetHandle.adopt takes them (recv is the target's limit, send is ours)."""
 
-    def __init__(self, world: World, *, name: str = "iqn.2026-01.example:host", isid: bytes = b"\x00\x02\x3d\x00\x00\x01",
+    def __init__(self, world: World, *, name: str = "iqn.2026-01.example:host", isid: bytes = b"\0\2\x3d\0\0\1",
                  eat_attention: bool = True, **params: Any) -> None:
         self.world = world
         self.params = {**DEFAULTS, **params}
@@ -145,6 +145,7 @@ class Host:
         self.max_cmd_sn = NONE
         self.exp_cmd_sn = self.cmd_sn
         self.itt = 0x100
+        self.r2ts: dict[int, int] = {}          # R2Ts seen of each task
         self.out = bytearray()
         self.incoming = bytearray()
         self.closed = False
@@ -216,6 +217,9 @@ class Host:
         """Checks the sequence numbers that every PDU carries."""
         self.exp_cmd_sn, told = pdu.word(28), pdu.word(32)
         self.max_cmd_sn = told
+        if pdu.opcode == R2T:
+            assert pdu.word(36) == self.r2ts.get(pdu.itt, 0), "R2TSN"
+            self.r2ts[pdu.itt] = pdu.word(36) + 1
         status = pdu.opcode in (RESPONSE, TASK_MANAGEMENT_RESPONSE, TEXT_RESPONSE, LOGOUT_RESPONSE, ASYNC, REJECT) \
             or (pdu.opcode == NOP_IN and pdu.itt != NONE) or (pdu.opcode == DATA_IN and pdu.flags & 1)
         if status:
@@ -287,14 +291,14 @@ class Host:
     def finish(self, itt: int, edtl: int = 0, source: bytes = b"") -> Result:
         """Answers R2Ts from `source`, collects Data-In, until the status of `itt` comes."""
         received, pdus = bytearray(), []
-        data_sn = r2t_sn = sequence = 0
+        data_sn = sequence = 0
         while True:
             pdu = self.pdu()
+            if (pdu.opcode, pdu.itt) == (NOP_IN, NONE):
+                continue
             assert pdu.itt == itt, f"a PDU of another task: {pdu}"
             pdus.append(pdu)
             if pdu.opcode == R2T:
-                assert pdu.word(36) == r2t_sn
-                r2t_sn += 1
                 self._solicited(itt, pdu, source)
                 continue
             if pdu.opcode == DATA_IN:
@@ -310,7 +314,7 @@ class Host:
                 if not pdu.flags & 1:
                     continue
             else:
-                assert pdu.opcode == RESPONSE and pdu.word(36) in (data_sn, r2t_sn), pdu
+                assert pdu.opcode == RESPONSE and pdu.word(36) in (data_sn, self.r2ts.pop(itt, 0)), pdu
             assert len(received) <= edtl
             result = self._result(pdu)
             result.data, result.pdus = bytes(received), pdus
@@ -367,6 +371,8 @@ class Host:
     def ping(self, data: bytes = b"") -> bytes:
         itt = self.request(NOP_OUT, immediate=True, w20=NONE, data=data)
         pdu = self.pdu()
+        while (pdu.opcode, pdu.itt) == (NOP_IN, NONE):          # the target asks, or tells its window
+            pdu = self.pdu()
         assert (pdu.opcode, pdu.itt, pdu.word(20)) == (NOP_IN, itt, NONE), pdu
         return pdu.data
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import struct
 
 import pytest
-
 from detour.core._testing_target import decode, lun_of, lun_put, sense, sense_of
 
 READ, WRITE, WRITE_VERIFY, VERIFY, SYNC, SAME, UNMAP, CAW, ORWRITE, PREFETCH, LBA_STATUS = range(1, 12)
@@ -56,7 +55,8 @@ def test_write_same_flags():
     command = decode(struct.pack(">BBQIBB", 0x93, 0x19, 5, 6, 0, 0))
     assert (command["anchor"], command["unmap"], command["ndob"], command["direction"]) == (1, 1, 1, 0)
     command = decode(struct.pack(">BBIBHB", 0x41, 0x09, 5, 0, 6, 0))
-    assert (command["unmap"], command["ndob"], command["direction"]) == (1, 0, 2)      # NDOB is a bit of the 16-byte form
+    # NDOB is a bit of the 16-byte form only.
+    assert (command["unmap"], command["ndob"], command["direction"]) == (1, 0, 2)
 
 
 def test_service_actions_choose_the_class():
@@ -65,11 +65,12 @@ def test_service_actions_choose_the_class():
     assert (status["cls"], status["lba"], status["length_bytes"]) == (LBA_STATUS, 77, 24)
     assert decode(bytes([0xA3, 0x0C]) + bytes(10))["cls"] == REPORT_OPCODES
     assert decode(bytes([0xA3, 0x1F]) + bytes(10))["status"] < 0
-    assert decode(bytes([0x5E, 0x02]) + bytes(8)) ["service_action"] == 2
+    assert decode(bytes([0x5E, 0x02]) + bytes(8))["service_action"] == 2
 
 
 @pytest.mark.parametrize(("cdb", "length", "direction"), [
-    (bytes([0x12, 0, 0, 1, 2, 0]), 0x102, 1), (bytes([0x1A, 0, 0, 0, 9, 0]), 9, 1), (bytes([0x15, 0, 0, 0, 9, 0]), 9, 2),
+    (bytes([0x12, 0, 0, 1, 2, 0]), 0x102, 1), (bytes([0x1A, 0, 0, 0, 9, 0]), 9, 1),
+    (bytes([0x15, 0, 0, 0, 9, 0]), 9, 2),
     (bytes([0x5A, 0, 0, 0, 0, 0, 0, 1, 2, 0]), 0x102, 1), (bytes([0x5F, 0, 0, 0, 0, 0, 0, 1, 2, 0]), 0x102, 2),
     (bytes([0xA0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0]), 0x102, 1), (bytes([0x42, 0, 0, 0, 0, 0, 0, 1, 2, 0]), 0x102, 2)])
 def test_lengths_of_parameter_lists(cdb, length, direction):
