@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -61,8 +61,7 @@ def test_demo_proves_the_main_job(tmp_path):
     assert processes_that_mention(str(tmp_path)) == []
 
 
-@pytest.mark.peer("mke2fs")
-@pytest.mark.skipif(not (shutil.which("mke2fs") and shutil.which("e2fsck")), reason="e2fsprogs are not installed")
+@pytest.mark.peer("mke2fs", "e2fsck")
 def test_demo_of_a_file_system(tmp_path):
     source, image, kept = tmp_path / "tree", tmp_path / "disk.ext4", tmp_path / "kept"
     source.mkdir()
@@ -81,14 +80,39 @@ def test_demo_of_a_file_system(tmp_path):
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path):
-    process = subprocess.Popen([sys.executable, "-m", "detour", "demo", "--size", "64MiB", "--seconds", "60"],
+def test_demo_sees_a_backup_that_is_wrong(tmp_path, monkeypatch):
+    """One bit of the independent copy is turned: the demo must not call the backup the same."""
+    from detour import demo as module
+
+    honest = module.gateway_toml
+
+    def spoiled(folder, *rest):
+        flip = ("import sys; f = open(sys.argv[1], 'r+b'); f.seek(40_000_000); b = f.read(1)[0];"
+                "f.seek(40_000_000); f.write(bytes([b ^ 4]))")
+        hook = ["sh", "-c", f'cp "$1" "$2" && {sys.executable} -c "{flip}" "$2"', "sh", str(folder / "main.img"),
+                str(folder / "pit.img")]
+        lines = honest(folder, *rest).splitlines()
+        return "\n".join(f"hooks = {{ frozen = {json.dumps(hook)} }}" if line.startswith("hooks") else line
+                         for line in lines)
+
+    monkeypatch.setattr(module, "gateway_toml", spoiled)
+    options = module.DemoOptions(size_bytes=64 * 2**20, seconds=0.5, keep=tmp_path)
+    document = asyncio.run(module.run_demo(options, lambda kind, text: None))
+    assert document["ok"] is False and document["result"] == "done"
+    assert document["backup"]["matches_pit"] is False
+    assert document["backup"]["compare"]["first_difference"] == 40_000_000
+    assert document["main"]["matches_host"] is True
+
+
+@pytest.mark.parametrize("moment", ["a host works on main", "-> copying"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, moment):
+    process = subprocess.Popen([sys.executable, "-m", "detour", "demo", "--size", "64MiB", "--seconds", "4"],
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
         deadline = time.monotonic() + 60
         for line in process.stdout:
-            if "a host works on main" in line or time.monotonic() > deadline:
+            if moment in line or time.monotonic() > deadline:
                 break
         assert processes_that_mention(str(tmp_path)), "target and gateway run"
         process.send_signal(signal.SIGINT)

@@ -1,0 +1,162 @@
+"""The plain target: redirect and drop by its API, as the driver `detour` uses it, with real sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from detour.embedded import DiskOptions, EmbeddedTarget, api_socket, make_app, serial_of, serving
+from detour.errors import DetourError, LoginError, UsageError
+from detour.iscsi.initiator import Connection, connect
+from detour.runtime import Runtime
+from detour.urls import IscsiUrl, parse_endpoint
+
+IQN = "iqn.2026-01.example:plain"
+HOST = "iqn.2026-01.example:host"
+GATEWAY = "iqn.2026-01.example:gateway"
+LIMIT_SECONDS = 30
+
+
+class World:
+    """A target with one disk in memory, its API, and hosts."""
+
+    def __init__(self, runtime: Runtime, target: EmbeddedTarget, portal: str) -> None:
+        self.runtime, self.target = runtime, target
+        host, port = parse_endpoint(portal)
+        self.url = IscsiUrl(host, port, IQN, 0)
+        self.api = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(target)), base_url="http://main")
+
+    async def login(self, name: str, **options) -> Connection:
+        return await connect(self.runtime, self.url, initiator_name=name, **options)
+
+    async def ask(self, method: str, path: str, body=None, status: int = 200):
+        answer = await self.api.request(method, f"/v1/targets{path}", json=body)
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+
+@contextlib.asynccontextmanager
+async def world(**options) -> AsyncIterator[World]:
+    async with asyncio.timeout(LIMIT_SECONDS), Runtime() as runtime:
+        target = EmbeddedTarget(runtime, IQN)
+        try:
+            await target.add_disk("mem:16MiB", DiskOptions(**options))
+            made = World(runtime, target, await target.listen("127.0.0.1:0"))
+            async with made.api:
+                yield made
+        finally:
+            await target.close()
+
+
+def run(scenario, **options) -> None:
+    async def main() -> None:
+        async with world(**options) as made:
+            await scenario(made)
+
+    asyncio.run(main())
+
+
+def test_documents():
+    async def scenario(world: World) -> None:
+        [row] = await world.ask("GET", "")
+        assert row["iqn"] == IQN and row["redirect"] is None and row["sessions"] == 0
+        assert row["portals"] == [world.url.portal] and row["luns"] == [{"lun": 0, "url": "mem:16MiB", "bytes": 2**24}]
+        host = await world.login(HOST)
+        [session] = await world.ask("GET", f"/{IQN}/sessions")
+        assert session["initiator"] == HOST and session["peer"].startswith("127.0.0.1:")
+        assert bytes.fromhex(session["isid"]) == host.isid and isinstance(session["id"], int)
+        await host.close()
+        assert (await world.api.get("/healthz")).json() == {"ok": True}
+
+    run(scenario)
+
+
+def test_redirect_sends_hosts_away_and_lets_the_gateway_in():
+    async def scenario(world: World) -> None:
+        told = await world.ask("PUT", f"/{IQN}/redirect", {"address": "192.0.2.9:3260", "except": [GATEWAY]})
+        assert told == {"address": "192.0.2.9:3260", "except": [GATEWAY]}
+        with pytest.raises(LoginError) as refused:
+            await world.login(HOST, follow_redirect=False)
+        assert refused.value.status_class == 1 and "192.0.2.9:3260" in str(refused.value)
+        gateway = await world.login(GATEWAY)
+        await gateway.close()
+        [row] = await world.ask("GET", "")
+        assert row["redirect"] == told
+        await world.ask("DELETE", f"/{IQN}/redirect")
+        await world.ask("DELETE", f"/{IQN}/redirect")
+        host = await world.login(HOST)
+        await host.close()
+
+    run(scenario)
+
+
+def test_drop_is_a_barrier_for_writes_under_way():
+    async def scenario(world: World) -> None:
+        gateway, host = await world.login(GATEWAY), await world.login(HOST)
+        data = b"\xa5" * 4096
+        writing = asyncio.create_task(host.write(8192, data))
+        await asyncio.sleep(0.1)
+        # The host is sent nowhere: what it had under way is decided by main alone.
+        await world.ask("PUT", f"/{IQN}/redirect", {"address": "127.0.0.1:9", "except": [GATEWAY]})
+        assert await world.ask("POST", f"/{IQN}/sessions/drop", {"except": [GATEWAY]}) == {"dropped": 1}
+        at_the_answer = await gateway.read(8192, 4096)
+        assert [row["initiator"] for row in await world.ask("GET", f"/{IQN}/sessions")] == [GATEWAY]
+        await asyncio.sleep(0.6)
+        assert await gateway.read(8192, 4096) == at_the_answer, "a write landed behind the barrier"
+        writing.cancel()
+        await host.close()
+        with contextlib.suppress(asyncio.CancelledError, DetourError):
+            await writing
+        await gateway.close()
+
+    run(scenario, delay_us=400_000)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/iqn.2026-01.example:other/sessions", None, 404),
+        ("PUT", f"/{IQN}/redirect", {}, 400),
+        ("PUT", f"/{IQN}/redirect", {"address": "no port"}, 400),
+        ("PUT", f"/{IQN}/redirect", {"address": "192.0.2.9:3260", "except": "everyone"}, 400),
+        ("POST", f"/{IQN}/sessions/drop", [1, 2], 400),
+    ],
+)
+def test_wrong_requests_are_one_sentence(method, path, body, status):
+    async def scenario(world: World) -> None:
+        answer = await world.ask(method, path, body, status)
+        assert list(answer) == ["error"] and answer["error"]
+        [row] = await world.ask("GET", "")
+        assert row["redirect"] is None
+
+    run(scenario)
+
+
+def test_serial_numbers_stay():
+    assert serial_of(IQN, 0, "") == serial_of(IQN, 0, "") != serial_of(IQN, 1, "")
+    assert serial_of(IQN, 0, "S1") == "S1" and serial_of(IQN, 2, "S1") == "S1-2"
+
+
+def test_api_addresses(tmp_path):
+    path = tmp_path / "api.sock"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+
+    async def main() -> None:
+        async with serving(None, f"unix:{path}") as address:
+            assert address == f"unix:{path}" and path.is_socket() and path.stat().st_mode & 0o077 == 0
+            with pytest.raises(UsageError):
+                api_socket(f"unix:{path}")
+        assert not path.exists()
+        async with serving(None, "http://127.0.0.1:0") as address:
+            assert address.startswith("http://127.0.0.1:") and not address.endswith(":0")
+
+    asyncio.run(main())
+    for text in ("tcp:127.0.0.1", f"unix:{tmp_path}/none/api.sock", "http://127.0.0.1"):
+        with pytest.raises(UsageError):
+            api_socket(text)
