@@ -1,9 +1,9 @@
 # A journal's file as memory.
 #
-# Owns: the mapping, as long as the object lives (numpy views keep it alive), and the descriptor with the lock until it is
-# given to the journal, which closes it when the loop has let go.
-# Invariants: the file is locked (flock) from before the first look at it; every byte of the mapping has room on the disk
-# (posix_fallocate), so that a write to the mapping cannot meet a full disk. On copy-on-write file systems that promise
+# Owns: the mapping, as long as the object lives (numpy views keep it alive), and the descriptor with the lock until it
+# is given to the journal, which closes it when the loop has let go.
+# Invariants: the file is locked (flock) from before the first look at it; every byte of the mapping has room on the
+# disk (posix_fallocate), so that a write to the mapping cannot meet a full disk. On copy-on-write file systems that promise
 # is the file system's to keep. An I/O error under the mapping ends the process (SIGBUS), as it would a swapped page.
 # Cost: opening and preallocating happen once, on the caller's thread; nothing here runs per I/O.
 cimport cython
@@ -113,8 +113,8 @@ def anonymous(uint64_t size_bytes, image=None) -> Mapping:
 def open_file(path, size_bytes: int | None = None, check=None) -> Mapping:
     """Opens, locks and maps the journal at `path`, a regular file or a block device.
 
-    With `size_bytes` it is made where it is missing (mode 0600), brought to that size and preallocated; what was there is
-    wiped (a device's is left as it is). `check(mapping)` may refuse that by raising, once the old content is mapped.
+    With `size_bytes` it is made where it is missing (mode 0600), brought to that size and preallocated; what was there
+    is wiped (a device's is left as it is). `check(mapping)` may refuse that by raising, once the old content is mapped.
     Raises StorageError (path, room), UsageError (wrong kind of file, in use, device too small)."""
     cdef Mapping mapping = Mapping()
     mapping.path = os.fspath(path)

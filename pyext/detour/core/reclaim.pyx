@@ -1,7 +1,7 @@
 # How dead entries of a journal become room again.
 #
-# Owns the reclaim fields of the Journal. One piece at a time: IDLE -> SETTLING -> RETIRING -> IDLE. What was found dead in
-# the scan waits in SETTLING for a flush that covers everything sealed until then, and in RETIRING for a flush that
+# Owns the reclaim fields of the Journal. One piece at a time: IDLE -> SETTLING -> RETIRING -> IDLE. What was found dead
+# in the scan waits in SETTLING for a flush that covers everything sealed until then, and in RETIRING for a flush that
 # covers the marks and the new tail. journal.pyx says why both are needed.
 # Invariants: tail_stable_seq <= tail_seq <= scan_seq <= next_seq, and for reservations tail <= scan <= head; what is in
 # front of a scan never comes to life again.

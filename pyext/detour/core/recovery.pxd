@@ -32,7 +32,7 @@ cdef struct RecoveryReport:
     seq_t last_seq              # newest
     uint64_t entries_live
     uint64_t entries_flushed
-    uint64_t entries_torn       # not known to have been stable, and not whole; newer ones may cover them (room in use again)
+    uint64_t entries_torn       # not known to have been stable, and not whole (or covered, and the room in use)
     uint64_t entries_corrupt    # checksum wrong though they had been stable
     uint64_t entries_lost       # of these: the header is gone, with it the range
     uint64_t bytes_live

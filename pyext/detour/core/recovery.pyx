@@ -1,11 +1,11 @@
 # Recovery of a journal after a stop in disorder.
 #
-# Owns nothing. It reads the entry table of an opened journal from tail_seq on in sequence order, decides for each header
-# by the table below, marks the snapshot, and rebuilds the rings from the entries that are live in the end.
-# Invariants: the same table gives the same index, however often recovery is cut short and run again: the only headers it
-# writes are empty ones over entries that do not count. The argument why a replay is right is in journal.pyx.
-# Cost: one look at each header slot, one CRC of 52 bytes for each header of this life, the data's CRC where asked or where
-# they may be torn; a sort of the live entries by place.
+# Owns nothing. It reads the entry table of an opened journal from tail_seq on in sequence order, decides for each
+# header by the table below, marks the snapshot, and rebuilds the rings from the entries that are live in the end.
+# Invariants: the same table gives the same index, however often recovery is cut short and run again: the only headers
+# it writes are empty ones over entries that do not count. The argument why a replay is right is in journal.pyx.
+# Cost: one look at each header slot, one CRC of 52 bytes for each header of this life, the data's CRC where asked or
+# where they may be torn; a sort of the live entries by place.
 from libc.stdlib cimport qsort
 
 from detour.core.extents cimport extents_remove
@@ -45,7 +45,7 @@ DECISIONS = (
     ("K", "1111" "1101" "--", ACTION_MARK, NOTE_NONE, "live zeros"),
     ("L", "1111" "1100" "1-", ACTION_MARK, NOTE_NONE, "live data that had been stable; checked when asked or read"),
     ("M", "1111" "1100" "01", ACTION_MARK, NOTE_NONE, "live data, not known to have been stable, and whole"),
-    ("N", "1111" "1-00" "00", ACTION_NONE, NOTE_TORN, "live data that are not whole: never stable, or covered by newer and their room in use"),
+    ("N", "1111" "1-00" "00", ACTION_NONE, NOTE_TORN, "live data, not whole: never stable, or covered and the room in use"),
     ("O", "1111" "1001" "--", ACTION_MARK, NOTE_CORRUPT, "as K; its record flag is damaged"),
     ("P", "1111" "1000" "1-", ACTION_MARK, NOTE_CORRUPT, "as L; its record flag is damaged"),
     ("Q", "1111" "1000" "01", ACTION_MARK, NOTE_CORRUPT, "as M; its record flag is damaged"),
@@ -94,8 +94,8 @@ cdef bint makes_sense(const Journal* journal, const EntryHeader* header) noexcep
     if header.kind == ENTRY_ZERO:
         return header.data_bytes == 0
     return header.kind == ENTRY_DATA and header.blocks > 0 \
-        and header.data_bytes == <uint64_t>header.blocks * journal.block_bytes and header.data_bytes <= ENTRY_BYTES_MAX \
-        and header.place >= journal.data_at and header.place % SECTOR_BYTES == 0 \
+        and header.data_bytes == <uint64_t>header.blocks * journal.block_bytes \
+        and header.data_bytes <= ENTRY_BYTES_MAX and header.place >= journal.data_at and header.place % SECTOR_BYTES == 0 \
         and header.place - journal.data_at <= journal.data_bytes - header.data_bytes
 
 
