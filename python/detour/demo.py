@@ -179,6 +179,7 @@ class Host:
                         io_bytes=256 * unit, **shape)
             await fill.run(operations=-(-self._store.size_bytes // (256 * unit)))
             fill.close()
+            await self._store.flush()       # else the first flush of the work that is measured pays for it
             shape["versions"] = fill.generator.versions
         else:
             with open(self._options.image, "rb") as file:
