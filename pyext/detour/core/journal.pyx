@@ -13,7 +13,7 @@
 #   - Entry E is partly on main, partly live: its header stays LIVE, and the replay takes all of it. The blocks that
 #     were flushed come back into the index with E's content. If nothing newer covers them that is what main holds, and
 #     to flush it again changes nothing. If something newer covers them its header is in the window and decides. It
-#     cannot have left before E, because headers leave in sequence order. The same holds for a round that the crash cut short.
+#     cannot have left before E, because headers leave in sequence order. The same holds for a round cut short.
 #   - E died and at least one block went to main from it: without a mark the replay would bring that block back although
 #     E's room is written anew. So E is marked FLUSHED before its room is free. The mark takes E's whole range out,
 #     which is right for each block: main has E's content, or a newer entry of the window decides.

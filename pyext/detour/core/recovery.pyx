@@ -45,7 +45,7 @@ DECISIONS = (
     ("K", "1111" "1101" "--", ACTION_MARK, NOTE_NONE, "live zeros"),
     ("L", "1111" "1100" "1-", ACTION_MARK, NOTE_NONE, "live data that had been stable; checked when asked or read"),
     ("M", "1111" "1100" "01", ACTION_MARK, NOTE_NONE, "live data, not known to have been stable, and whole"),
-    ("N", "1111" "1-00" "00", ACTION_NONE, NOTE_TORN, "live data, not whole: never stable, or covered and the room in use"),
+    ("N", "1111" "1-00" "00", ACTION_NONE, NOTE_TORN, "live data, not whole: never stable, or room in use again"),
     ("O", "1111" "1001" "--", ACTION_MARK, NOTE_CORRUPT, "as K; its record flag is damaged"),
     ("P", "1111" "1000" "1-", ACTION_MARK, NOTE_CORRUPT, "as L; its record flag is damaged"),
     ("Q", "1111" "1000" "01", ACTION_MARK, NOTE_CORRUPT, "as M; its record flag is damaged"),
@@ -95,7 +95,8 @@ cdef bint makes_sense(const Journal* journal, const EntryHeader* header) noexcep
         return header.data_bytes == 0
     return header.kind == ENTRY_DATA and header.blocks > 0 \
         and header.data_bytes == <uint64_t>header.blocks * journal.block_bytes \
-        and header.data_bytes <= ENTRY_BYTES_MAX and header.place >= journal.data_at and header.place % SECTOR_BYTES == 0 \
+        and header.data_bytes <= ENTRY_BYTES_MAX and header.place >= journal.data_at \
+        and header.place % SECTOR_BYTES == 0 \
         and header.place - journal.data_at <= journal.data_bytes - header.data_bytes
 
 
