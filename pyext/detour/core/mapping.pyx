@@ -4,7 +4,7 @@
 # is given to the journal, which closes it when the loop has let go.
 # Invariants: the file is locked (flock) from before the first look at it; every byte of the mapping has room on the
 # disk (posix_fallocate), so that a write to the mapping cannot meet a full disk. On copy-on-write file systems that
-# promise is the file system's to keep. An I/O error under the mapping ends the process (SIGBUS), as it would a swapped page.
+# promise is the file system's to keep. An I/O error under the mapping ends the process (SIGBUS).
 # Cost: opening and preallocating happen once, on the caller's thread; nothing here runs per I/O.
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
