@@ -208,7 +208,7 @@ class VolumeSection(Section):
     redirect: Annotated[dict[str, Any], _reader(_redirect)]
     auth: AuthSection | None = None
     max_pause: Pause = 1.0
-    catch_up_reads: Literal["backup", "main"] = "main"
+    catch_up_reads: Literal["backup", "main"] = "backup"
     target: Name | None = None
     initiator_name: Name | None = None
     main_retry: Retry = 110.0

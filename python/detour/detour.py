@@ -383,41 +383,55 @@ class DetourRun:
         return Limits(max_pause_s=self.settings.max_pause_s, overhead_s=0.08 + self._redirect_s)
 
     async def _cut_over(self) -> bool:
-        """S601-S604, S701-S704. False: it was put off, and the host is served on."""
+        """S601-S604, S701-S704. False: it was put off, and the host is served on, still on the overlay."""
         self.phases.move(Phase.HOLDING)
-        if await self._hold_and_clear(frozen=True):
-            self.phases.move(Phase.GOING_HOME)
-            return True
-        self.phases.move(Phase.CATCHING_UP, Trigger.FAULT)
-        return False
+        if not await self._hold_and_clear():
+            if self.live.phase >= CORE_COPYING:
+                self.phases.move(Phase.CATCHING_UP, Trigger.FAULT)
+                return False
+            await self._clear_until_it_works()
+        self.phases.move(Phase.GOING_HOME)
+        return True
 
     async def _leave_unfrozen(self) -> None:
         """Given up before the freeze: commands that waited go straight to main, until the hosts can be sent home."""
         await self._insist("letting commands through to main", self.live.disarm)
+        await self._clear_until_it_works()
+
+    async def _clear_until_it_works(self) -> None:
+        """Main is right already, and hosts on the gateway are served straight from it."""
         waits = Backoff(self.settings)
-        while not await self._hold_and_clear(frozen=False):
+        while not await self._hold_and_clear():
             await asyncio.sleep(waits.next())
 
-    async def _hold_and_clear(self, frozen: bool) -> bool:
-        """Hold, drain, last round, flush of main, redirect cleared. False: something failed, and the hold is over."""
+    async def _hold_and_clear(self) -> bool:
+        """Hold, drain, last round, flush of main, release, redirect cleared. False: something failed, the hold is over.
+
+        The release comes before the redirect is cleared: from that moment on a host may write to main by itself, and a
+        journal that still counted would be replayed over it after a crash.
+        """
         self._held_since = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.hold_limit_s):
                 await self.live.hold_hosts()
                 await self.live.drain_hosts()
-                if frozen:
+                if self.live.phase >= CORE_COPYING:
                     await self.live.hold()
                     await self.live.drain()
                     await self._last_rounds()
                 await self.live.flush_main(self.settings.hold_limit_s)
+                if self.live.phase >= CORE_COPYING:
+                    await self._whole(self.live.release())
                 await self._clear_redirect()
             return True
         except (DetourError, TimeoutError, OSError) as error:
             self._warn(f"the way home was put off: {sentence_of(error)}")
-        if frozen:
+        await asyncio.gather(*self._uncut, return_exceptions=True)
+        overlay = self.live.phase >= CORE_COPYING
+        if overlay:
             await self._quietly("opening the volume again", self.live.unhold())
         await self._quietly("opening the command windows", self.live.resume_hosts())
-        if frozen:      # main must redirect while the host is served: what a failed clear left behind is unknown
+        if overlay:     # main must redirect while the overlay counts: what a failed clear left behind is unknown
             await self._quietly("setting the redirect again", self._set_again())
         return False
 
@@ -451,7 +465,7 @@ class DetourRun:
         live = self.live
         live.portal.turn_home()
         leaving = asyncio.create_task(live.send_home())
-        await self._insist("the release", live.release if live.phase >= CORE_COPYING else live.disarm)
+        await self._insist("letting go of the volume", live.disarm)
         await asyncio.wait({leaving}, timeout=self.settings.hold_limit_s)
         if not leaving.done():
             self._warn("some sessions did not end in time")

@@ -54,7 +54,7 @@ def test_defaults():
     config = parse_config('[volume.a]\nmain="iscsi://h/iqn.2026-01.x:a/0"\n'
                           'journal={path="/j",size="1GiB"}\nredirect={driver="portal"}\n')
     volume = config.volume["a"]
-    assert (volume.max_pause, volume.main_retry, volume.catch_up_reads, volume.sync) == (1.0, 110.0, "main", "auto")
+    assert (volume.max_pause, volume.main_retry, volume.catch_up_reads, volume.sync) == (1.0, 110.0, "backup", "auto")
     assert config.gateway.reactors == 1 and config.gateway.buffers == 256 * 2**20
 
 

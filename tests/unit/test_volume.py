@@ -1,7 +1,7 @@
 """Phases and single rules of the volume, each in the exact interleaving that would break it."""
 import pytest
 
-from detour.core._testing_volume import poke
+from detour.core._testing_volume import lose, poke
 
 from tests.support.volume_world import BLOCK, CHUNK, CHUNK_BLOCKS, ZERO, VolumeWorld, stamp
 
@@ -391,3 +391,33 @@ def test_checksums_are_those_of_the_pit(world):
     sums = world.volume.checksums()
     assert [int.from_bytes(sums[4 * c:4 * c + 4], "little") for c in range(3)] == [
         crc32c(world.pit[c * CHUNK:(c + 1) * CHUNK]) for c in range(3)]
+
+
+def test_a_failing_journal_does_not_bar_the_way_home(world):
+    """Rule 10: with a medium that no longer flushes, the run still ends with the host's data on main."""
+    world.freeze()
+    world.write(10, 2)
+    world.settle()
+    run_copy(world)
+    world.media.fail_next(FLUSH, times=1000)
+    world.command(world.volume.catch_up())
+    world.go_home()
+    world.check_main()
+    assert any(kind == FAULT for kind, _, _ in world.events)
+
+
+def test_a_segment_during_which_main_was_lost_is_written_again(world):
+    """Main may lose its cache with its connection, and with it what it had answered."""
+    world.freeze()
+    world.write(10, 2)
+    world.settle()
+    run_copy(world)
+    world.command(world.volume.catch_up())
+    ticket = world.volume.round()
+    world.turn(3)
+    world.main.complete(0)                                      # the write is answered ...
+    world.main.image[10 * BLOCK:12 * BLOCK] = world.pit[10 * BLOCK:12 * BLOCK]
+    lose(world.main)                                            # ... and gone
+    world.turn(2)
+    world.command(ticket)
+    assert bytes(world.main.image[10 * BLOCK:11 * BLOCK]) == stamp(10, 1)

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 from detour.core.device cimport (Device, DeviceHandle, REQUEST_FLUSH, REQUEST_FUA, REQUEST_READ, REQUEST_UNMAP,
                                  REQUEST_WRITE, Request)
 from detour.core.journal cimport JournalHandle
+from detour.core.store cimport StoreHandle
 from detour.core.types cimport *
 
 cdef enum:
@@ -150,3 +151,8 @@ def poke(JournalHandle handle not None, uint64_t offset_bytes, bytes data not No
     if offset_bytes + len(data) > handle.journal.map_bytes:
         raise ValueError("outside of the journal")
     memcpy(handle.journal.map + offset_bytes, <const char*>data, len(data))
+
+
+def lose(StoreHandle handle not None):
+    """Counts a loss of the way to the medium, as an initiator does when its connection ends."""
+    handle.store.losses += 1

@@ -5,7 +5,8 @@
 # pieces leave the index and their entries become free: what the journal forgets is stable on main (rule 3).
 # Invariants: runs of a duplicate do not overlap, so no two writes of a round touch the same block; a write waits for base
 # reads of its LBAs (which began before those LBAs were in the snapshot). A round that fails leaves what it has not
-# finished in the duplicate; the next round goes on with it.
+# finished in the duplicate; the next round goes on with it. A segment during which main was lost is written again: main
+# may have lost its cache with what it had answered.
 # Cost: one copy into the merged buffer, which verifies the checksums on the way.
 from libc.string cimport memcpy, memset
 
@@ -52,6 +53,7 @@ cdef int catchup_round(Volume* volume, Command* command) noexcept nogil:
     current.cursor = 0
     current.segment_lba = 0
     current.segment_bytes = 0
+    current.losses = volume.main.losses
     current.bytes = 0
     current.runs = 0
     current.begun_ns = volume.device.loop.now_ns
@@ -237,6 +239,12 @@ cdef void flush_done(Io* io) noexcept nogil:
         volume.stats.main_errors += 1
         current.status = io.status
         end_round(volume)
+        return
+    if current.losses != volume.main.losses:
+        current.losses = volume.main.losses
+        current.cursor = current.segment_lba
+        current.segment_bytes = 0
+        step(volume)
         return
     snapshot_flushed(&volume.snapshot, current.segment_lba, current.cursor - current.segment_lba)
     current.segment_lba = current.cursor

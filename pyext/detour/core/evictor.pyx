@@ -65,6 +65,8 @@ cdef void step(Volume* volume) noexcept nogil:
     cdef Evictor* evictor = &volume.evictor
     if evictor.flushing or not volume.copier_made:
         return
+    if evictor.busy == 0 and evictor.written_count == 0:
+        evictor.losses = volume.main.losses
     if volume.phase == PHASE_COPYING and pressed(volume):
         if evictor.cursor < volume.journal.tail_seq:
             evictor.cursor = volume.journal.tail_seq
@@ -224,10 +226,13 @@ cdef void flush_done(Io* io) noexcept nogil:
     cdef Evictor* evictor = &volume.evictor
     cdef uint32_t index
     cdef uint64_t slot
+    # Main may have lost its cache with its connection: then what it has answered counts for nothing.
+    cdef bint lost = io.status < 0 or evictor.losses != volume.main.losses
     evictor.flushing = False
+    evictor.losses = volume.main.losses
     for index in range(evictor.written_count):
         slot = journal_slot(volume.journal, evictor.written[index])
-        if io.status < 0:
+        if lost:
             evictor.cursor = min(evictor.cursor, evictor.written[index])
         elif journal_header(volume.journal, slot).seq == evictor.written[index]:
             snapshot_flushed_entry(&volume.snapshot, <uint32_t>slot)

@@ -329,6 +329,7 @@ cdef void on_closed(Conn* conn, int reason) noexcept nogil:
     cdef Command* event
     detached(initiator)
     initiator.lost_ns = initiator.store.loop.now_ns
+    initiator.store.losses += 1
     if initiator.failed:
         tasks_end(initiator, E_IO)
     else:

@@ -109,6 +109,7 @@ cdef struct Round:              # a catch-up round (S501-S505)
     lba_t cursor                # next LBA of the duplicate
     lba_t segment_lba           # written and not yet flushed since here
     uint64_t segment_bytes
+    uint64_t losses             # of main, when the segment began
     uint64_t bytes
     uint64_t runs
     ns_t begun_ns
@@ -137,6 +138,7 @@ cdef struct Evictor:
     seq_t cursor                # next entry to look at
     seq_t written[EVICT_BATCH]  # on main, not yet flushed there
     uint32_t written_count
+    uint64_t losses             # of main, when the batch began
     uint32_t busy
     EvictSlot slots[EVICT_WINDOW]
     Io flush_io

@@ -69,6 +69,8 @@ cdef struct Store:              # first member of each kind of store
     uint32_t block_bytes
     uint32_t flags              # StoreFlag
     uint32_t in_flight
+    uint64_t losses             # times that the way to the medium was lost: what was written before and not flushed since
+                                # may be gone with the medium's cache, though its done() said OK
     Io* finished_head           # completions waiting for the deferred call
     Io* finished_tail
     Deferred finish

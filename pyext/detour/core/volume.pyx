@@ -16,7 +16,7 @@ from detour.core.forward cimport forward_submit
 from detour.core.journal cimport (Journal, JournalHandle, commit_done_fn, journal_reset, journal_super_write,
                                   journal_sync)
 from detour.core.overlay cimport (PHASE_ARMED, PHASE_CATCHING_UP, PHASE_COPYING, PHASE_HOLDING, PHASE_PASS,
-                                  overlay_is_on, overlay_release)
+                                  WHERE_JOURNAL, overlay_fault, overlay_is_on, overlay_release)
 from detour.core.pool cimport pool_put
 from detour.core.reactor cimport (Command, EVENT_COPY_DONE, Reactor, command_done, command_fn, event_new, event_post,
                                   loop_timer_stop)
@@ -102,6 +102,10 @@ cdef void phase_stored(void* owner, int status) noexcept nogil:
     cdef Volume* volume = <Volume*>owner
     cdef Command* command = volume.phase_command
     volume.phase_command = NULL
+    if status < 0 and volume.phase_next != PHASE_COPYING:
+        # The way home does not depend on the journal's medium: the host is better off on main (rule 10).
+        overlay_fault(volume, status, 0, 0, WHERE_JOURNAL)
+        status = OK
     if status >= 0:
         enter_phase(volume, volume.phase_next)
         if volume.phase == PHASE_PASS:

@@ -189,6 +189,8 @@ cdef void reflect(Volume* volume, Request* request) noexcept nogil:
     cdef seq_t seq
     for seq in range(request.seq_first, request.seq_last + 1):
         if snapshot_mark(&volume.snapshot, seq) < 0:
+            request.seq_first = seq
+            forget_entries(volume, request)             # what is not in the index holds no room
             overlay_fault(volume, E_NOMEM, request.lba, request.blocks, WHERE_JOURNAL)
             overlay_finish(volume, request, E_NOMEM)
             return
