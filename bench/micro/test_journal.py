@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from detour.core._testing_journal import JournalHarness
 from detour.core.fault_store import FaultStoreHandle
 from detour.core.journal import JournalHandle

@@ -12,6 +12,7 @@ import os
 import random
 
 import pytest
+
 from detour.core._testing_wire import RxMachine, build_pdu
 
 REAL = os.environ.get("DETOUR_BENCH") == "real"

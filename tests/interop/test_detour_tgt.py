@@ -10,6 +10,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
+
 from detour.api.client import Client
 from detour.bench import Load
 from detour.children import Child
@@ -17,7 +18,6 @@ from detour.compare import compare_expected
 from detour.iscsi.initiator import connect
 from detour.runtime import Runtime
 from detour.urls import parse_iscsi_url
-
 from tests.support.ports import free_port
 from tests.support.tgtd import Tgtd, needs_tgtd
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from detour.core.initiator import InitiatorStore
 from detour.iscsi.negotiation import Wishes
 from detour.iscsi.session import LoginOptions, login

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import random
 
-from detour.core.initiator import InitiatorStore
-from detour.core.reactor import Reactor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detour.core.initiator import InitiatorStore
+from detour.core.reactor import Reactor
 from tests.support.scripted_target import Negotiated, ScriptedTarget, Task, sense
 
 BLOCK, BLOCKS = 512, 512

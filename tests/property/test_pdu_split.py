@@ -1,9 +1,10 @@
 """However a stream of PDUs is cut into pieces, the same PDUs come out (core/pdu)."""
 from __future__ import annotations
 
-from detour.core._testing_wire import RxMachine, WireError, build_pdu
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from detour.core._testing_wire import RxMachine, WireError, build_pdu
 
 PDUS = st.lists(
     st.tuples(

@@ -1,7 +1,8 @@
 """Slab and buffer pool against a model: counts are right, nothing is given out twice, limits hold."""
-from detour.core._testing_base import PoolBox, SlabBox
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from detour.core._testing_base import PoolBox, SlabBox
 
 LIMIT = 2 * 2**20
 CLASSES = (4096, 16384, 65536, 262144, 1048576)

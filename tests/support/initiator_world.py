@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 from detour.core.initiator import InitiatorStore
 from detour.core.reactor import Reactor
-
 from tests.support.scripted_target import Negotiated, ScriptedTarget, Task
 
 KIB = 1024

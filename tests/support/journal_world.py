@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+
 from detour.core._testing_journal import JournalHarness
 from detour.core.fault_store import FaultStoreHandle
 from detour.core.format import minimum_size

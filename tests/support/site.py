@@ -27,6 +27,8 @@ RUN_SECONDS = 120.0
 class Site:
     """`async with Site(tmp_path, size_bytes) as site`. `volume` and `store` are more lines for their TOML tables."""
 
+    gateway_host = "127.0.0.1"
+
     def __init__(self, folder: Path, size_bytes: int = 64 << 20, *, journal: str = "128MiB", volume: str = "",
                  store_url: str = "", target_options: tuple[str, ...] = ()) -> None:
         self.folder = folder
@@ -35,7 +37,7 @@ class Site:
         self.volume = volume
         self.store_url = store_url or f"file://{folder / 'backup.img'}"
         self.target_options = target_options
-        self.port = free_port()
+        self.port = free_port(self.gateway_host)
         self.main_port = free_port()
         self.main: Child | None = None
         self.gateway: Child | None = None
@@ -88,19 +90,23 @@ class Site:
         self._names += 1
         return self.folder / f"{name}-{self._names}.log"
 
+    def redirect(self) -> str:
+        """What the table `redirect` holds."""
+        return f'driver = "detour", api = "unix:{self.folder / "main.sock"}"'
+
     def config(self) -> Path:
         path = self.folder / "detour.toml"
         shadow = ["cp", "--", str(self.main_image), str(self.pit_image)]
         path.write_text(f"""[gateway]
-listen = ["127.0.0.1:{self.port}"]
-advertise = "127.0.0.1:{self.port}"
+listen = ["{self.gateway_host}:{self.port}"]
+advertise = "{self.gateway_host}:{self.port}"
 state = "{self.folder / 'state'}"
 api = "unix:{self.folder / 'gateway.sock'}"
 
 [volume.{VOLUME}]
 main = "{self.main_url}"
 journal = {{ path = "{self.folder / 'vol.journal'}", size = "{self.journal}" }}
-redirect = {{ driver = "detour", api = "unix:{self.folder / 'main.sock'}" }}
+redirect = {{ {self.redirect()} }}
 hooks = {{ frozen = {json.dumps(shadow)} }}
 {self.volume}
 

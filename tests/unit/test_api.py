@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
+
 from detour.api.client import Client
 from detour.api.server import make_app
 from detour.backups.catalog import BackupRecord, Catalog, Status
 from detour.backups.raw import Verdict
 from detour.errors import AbandonedError, BusyError, ClosedError, DetourError, StorageError, UsageError
 from detour.phases import Phase, Result
-from starlette.testclient import TestClient
 
 
 class FakeRun:

@@ -3,8 +3,9 @@ import json
 import os
 import struct
 
-import detour.core
 import pytest
+
+import detour.core
 from detour.backups.catalog import CHUNK_BYTES, BackupRecord, Catalog, Status, new_backup_id
 from detour.core.crc32c import crc32c
 from detour.errors import CorruptError, StorageError, UsageError

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from detour.cli import main as cli_main
 from detour.cli.bench import parse_io_size, parse_mix
 from detour.cli.following import exit_code, numbers_of, share_done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+
 from detour.compare import PIECE_BYTES, compare_expected, compare_files, first_difference
 from detour.core.loadgen import LoadGenerator
 from detour.core.reactor import Reactor

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+
 from detour.core._testing_wire import ConnProbe, RxMachine, build_pdu
 from detour.core.reactor import Reactor
 

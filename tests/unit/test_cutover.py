@@ -1,8 +1,9 @@
 """The cutover decision: right in the plain cases, and convergent for every host and main (hypothesis)."""
 import pytest
-from detour.cutover import History, Limits, Round, Step, decide, observe, predict, throttled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from detour.cutover import History, Limits, Round, Step, decide, observe, predict, throttled
 
 MIB = 2**20
 

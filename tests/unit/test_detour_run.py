@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from detour.backups.catalog import BackupRecord, Catalog, Status
 from detour.detour import DetourRun
 from detour.errors import BusyError, StorageError, TimeoutError_

@@ -4,10 +4,10 @@ from __future__ import annotations
 import struct
 
 import pytest
+
 from detour.core.disk import DiskHandle
 from detour.core.reactor import Reactor
 from detour.core.store import MemoryStore
-
 from tests.support.pdu_client import WRITE, Host, World, cdb_rw
 
 INVALID_FIELD, INVALID_OPCODE, OUT_OF_RANGE, PROTECTED = 0x052400, 0x052000, 0x052100, 0x072700

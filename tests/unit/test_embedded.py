@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+
 from detour.embedded import DiskOptions, EmbeddedTarget, api_socket, make_app, serial_of, serving
 from detour.errors import DetourError, LoginError, UsageError
 from detour.iscsi.initiator import Connection, connect

@@ -1,5 +1,6 @@
 """The store that fails on demand: it must itself be right, since simulations trust it."""
 import pytest
+
 from detour.core.fault_store import FaultStoreHandle
 from detour.core.reactor import Reactor
 

@@ -7,6 +7,7 @@ import resource
 import signal
 
 import pytest
+
 from detour.core.filestore import FileStoreHandle
 from detour.core.reactor import Reactor
 

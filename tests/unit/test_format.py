@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from detour.core import format as journal_format
 from detour.core.crc32c import crc32c
 from detour.core.format import CHUNK_DTYPE, CONSTANTS, ENTRY_DTYPE, SUPERBLOCK_DTYPE, geometry, minimum_size

@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from detour.core.initiator import InitiatorStore
 
+from detour.core.initiator import InitiatorStore
 from tests.support.initiator_world import (
     ASYNC,
     E_ABORTED,

@@ -5,6 +5,7 @@ import stat
 
 import numpy as np
 import pytest
+
 from detour.core._testing_journal import JournalHarness
 from detour.core.crc32c import crc32c
 from detour.core.fault_store import FaultStoreHandle

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+
 from detour.core.fault_store import FaultStoreHandle
 from detour.core.loadgen import LoadGenerator, histogram_names, histogram_words, section_words, stats_names
 from detour.core.reactor import Reactor

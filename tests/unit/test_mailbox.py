@@ -4,6 +4,7 @@ import select
 import threading
 
 import pytest
+
 from detour.core._testing_base import Box
 
 E_FULL = -4

@@ -2,6 +2,7 @@
 import itertools
 
 import pytest
+
 from detour.phases import EDGES, EXIT_CODES, HOMEWARD, Phase, PhaseError, Phases, Result, Trigger
 
 

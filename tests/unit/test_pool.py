@@ -1,5 +1,6 @@
 """Slabs and the buffer pool: bounds, reuse, and waiting for room."""
 import pytest
+
 from detour.core._testing_base import DEBUG_BUILD, PoolBox, SlabBox
 
 MIB = 2**20

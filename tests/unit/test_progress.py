@@ -2,9 +2,10 @@
 import os
 import re
 
-import detour.core
 import numpy as np
 import pytest
+
+import detour.core
 from detour import events
 from detour.progress import Rate, bucket_top_ns, iso, longest_ns, percentile_ns
 from detour.run_parts import FAULT_OF_BACKUP

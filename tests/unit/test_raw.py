@@ -5,6 +5,7 @@ import struct
 from functools import partial
 
 import pytest
+
 from detour.backups import raw
 from detour.backups.catalog import CHUNK_BYTES, BackupRecord, Catalog, Status
 from detour.core.crc32c import crc32c

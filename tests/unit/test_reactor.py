@@ -5,6 +5,7 @@ import select
 import socket
 
 import pytest
+
 from detour.core._testing_base import Harness, echo, lost
 from detour.core.reactor import Reactor
 

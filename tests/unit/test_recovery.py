@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+
 from detour.core.crc32c import crc32c
 from detour.core.format import ENTRY_DTYPE, SUPERBLOCK_DTYPE
 from detour.core.recovery import DECISIONS, FACTS, decide
-
 from tests.support.journal_world import BLOCK_BYTES, VOLUME_BLOCKS, JournalWorld, block_of
 
 OK, E_CORRUPT = 0, -12

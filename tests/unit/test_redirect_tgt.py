@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from detour.errors import ConfigError, StorageError, TimeoutError_, UnsupportedError
 from detour.redirect.base import Address, MainSession, VolumeContext, make_driver, wait_gone
 from detour.redirect.tgt import parse_connection_ids, parse_targets

@@ -5,6 +5,7 @@ import sys
 import textwrap
 
 import pytest
+
 from detour.core._testing_base import echo, lost
 from detour.core.store import MemoryStore
 from detour.errors import ClosedError, DetourError, RangeError, UsageError

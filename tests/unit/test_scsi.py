@@ -4,6 +4,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+
 from detour.core._testing_target import decode, lun_of, lun_put, sense, sense_of
 
 READ, WRITE, WRITE_VERIFY, VERIFY, SYNC, SAME, UNMAP, CAW, ORWRITE, PREFETCH, LBA_STATUS = range(1, 12)

@@ -3,6 +3,7 @@ import gc
 
 import numpy as np
 import pytest
+
 from detour.core import stats
 from detour.core._testing_base import HistogramBox
 

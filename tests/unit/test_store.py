@@ -2,6 +2,7 @@
 import gc
 
 import pytest
+
 from detour.core.reactor import Reactor
 from detour.core.store import PART_BYTES, MemoryStore, StoreHandle
 

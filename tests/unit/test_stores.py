@@ -3,6 +3,7 @@ import asyncio
 import random
 
 import pytest
+
 from detour.core.store import PART_BYTES
 from detour.errors import ClosedError, DetourError, RangeError, StorageError, UnsupportedError, UrlError, UsageError
 from detour.runtime import Runtime

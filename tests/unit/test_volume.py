@@ -2,7 +2,6 @@
 import pytest
 
 from detour.core._testing_volume import lose, poke
-
 from tests.support.volume_world import BLOCK, CHUNK, CHUNK_BLOCKS, ZERO, VolumeWorld, stamp
 
 READ, WRITE, FLUSH = 0, 1, 2
