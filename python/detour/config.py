@@ -127,7 +127,7 @@ class LogSection(Section):
 
 
 class GatewaySection(Section):
-    """[gateway]: listen and advertise are "host:port"; state is a folder; api "unix:/path" or "http://127.0.0.1:PORT"."""
+    """[gateway]: listen, advertise are "host:port"; state is a folder; api "unix:/path" or "http://127.0.0.1:PORT"."""
 
     listen: Annotated[list[Endpoint], BeforeValidator(_list_of), Field(min_length=1)] = ["0.0.0.0:3260"]
     advertise: Endpoint | None = None

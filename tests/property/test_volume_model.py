@@ -1,7 +1,7 @@
 """The whole volume through all phases against a model host: rules 2 to 6 of the design after every step.
 
-Stores complete late and in any order; reads and writes have any alignment and overlap; the journal is small enough to be
-full at times.
+Stores complete late and in any order; reads and writes have any alignment and overlap; the journal is small enough to
+be full at times.
 """
 import os
 
@@ -16,7 +16,8 @@ CHUNKS = 3
 BLOCKS = CHUNKS * CHUNK_BLOCKS
 
 # Places near a chunk's border and at both ends collide often.
-places = st.one_of(st.integers(0, 40), st.integers(CHUNK_BLOCKS - 20, CHUNK_BLOCKS + 20), st.integers(BLOCKS - 40, BLOCKS - 1))
+places = st.one_of(st.integers(0, 40), st.integers(CHUNK_BLOCKS - 20, CHUNK_BLOCKS + 20),
+                   st.integers(BLOCKS - 40, BLOCKS - 1))
 lengths = st.one_of(st.integers(1, 8), st.integers(1, 200), st.integers(600, 1500))
 
 

@@ -1,4 +1,4 @@
-"""A whole site for tests: main (`detour target`) and gateway (`detour serve`) as processes of their own, hosts in this one.
+"""A whole site for tests: main (`detour target`) and gateway (`detour serve`) as processes, hosts in this one.
 
 Everything is on loopback, on ports of its own, in one folder, and ends with the context manager.
 """
@@ -8,8 +8,13 @@ import asyncio
 import contextlib
 import json
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from detour.api.client import Client
 from detour.bench import Load
@@ -22,21 +27,35 @@ from tests.support.ports import free_port
 IQN = "iqn.2026-01.org.detour:site"
 VOLUME, STORE = "vol", "raw"
 RUN_SECONDS = 120.0
+HOME_SECONDS = 30.0
+HOST = "iqn.2026-01.org.detour:host"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command of `detour` said, and its exit code."""
+
+    code: int
+    output: str
+    errors: str
 
 
 class Site:
-    """`async with Site(tmp_path, size_bytes) as site`. `volume` and `store` are more lines for their TOML tables."""
+    """`async with Site(tmp_path, size_bytes) as site`. `volume` has more lines for its TOML table, `after_freeze` more
+    words of shell for the hook `frozen`, after the shadow copy."""
 
     gateway_host = "127.0.0.1"
 
     def __init__(self, folder: Path, size_bytes: int = 64 << 20, *, journal: str = "128MiB", volume: str = "",
-                 store_url: str = "", target_options: tuple[str, ...] = ()) -> None:
+                 store_url: str = "", target_options: tuple[str, ...] = (), after_freeze: str = "") -> None:
         self.folder = folder
         self.size_bytes = size_bytes
         self.journal = journal
         self.volume = volume
         self.store_url = store_url or f"file://{folder / 'backup.img'}"
         self.target_options = target_options
+        self.after_freeze = after_freeze
+        self.main_api = folder / "main.sock"        # where the gateway finds it
         self.port = free_port(self.gateway_host)
         self.main_port = free_port()
         self.main: Child | None = None
@@ -96,7 +115,7 @@ class Site:
 
     def config(self) -> Path:
         path = self.folder / "detour.toml"
-        shadow = ["cp", "--", str(self.main_image), str(self.pit_image)]
+        shadow = ["sh", "-c", f"cp -- {self.main_image} {self.pit_image}{self.after_freeze}"]
         path.write_text(f"""[gateway]
 listen = ["{self.gateway_host}:{self.port}"]
 advertise = "{self.gateway_host}:{self.port}"
@@ -124,6 +143,27 @@ url = "{self.store_url}"
         assert self.gateway is not None
         self.gateway.kill()
         await self.gateway.end()
+
+    async def kill_main(self) -> None:
+        """kill -9; what it had taken is in the page cache."""
+        assert self.main is not None
+        self.main.kill()
+        await self.main.end()
+
+    async def detour(self, *words: str, seconds: float = RUN_SECONDS) -> Told:
+        """`detour ...` with the gateway's API, to its end."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "detour", *words, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "DETOUR_API": f"unix:{self.folder / 'gateway.sock'}"})
+        try:
+            async with asyncio.timeout(seconds):
+                output, errors = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return Told(process.returncode, output.decode(), errors.decode())
 
     def client(self) -> Client:
         return Client(f"unix:{self.folder / 'gateway.sock'}")
@@ -156,6 +196,25 @@ url = "{self.store_url}"
         with contextlib.suppress(Exception):
             async with asyncio.timeout(5):
                 await store.close()
+
+    # --- main's own word
+
+    async def main_target(self) -> dict[str, Any]:
+        """What main's API tells of the target, with the initiators of its sessions as `initiators`."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self.folder / "main.sock"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://main", trust_env=False) as client:
+            document = (await client.get("/v1/targets")).json()[0]
+            sessions = (await client.get(f"/v1/targets/{IQN}/sessions")).json()
+        return {**document, "initiators": [row["initiator"] for row in sessions]}
+
+    async def check_home(self, *initiators: str) -> None:
+        """Main redirects nobody and serves these hosts (they may still be on their way)."""
+        told: dict[str, Any] = {}
+
+        async def home() -> bool:
+            told.update(await self.main_target())
+            return told["redirect"] is None and set(initiators or (HOST,)) <= set(told["initiators"])
+        assert await eventually(home, HOME_SECONDS), told
 
     # --- a detour
 
@@ -201,9 +260,21 @@ def same_files(first: Path, second: Path) -> int | None:
             offset += len(a)
 
 
+async def eventually(reached: Callable[[], Any], seconds: float) -> bool:
+    """Whether `reached` (a coroutine function) answers true within so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not await reached():
+                await asyncio.sleep(0.05)
+            return True
+    return False
+
+
 def check_load(load: Load, image: Path) -> None:
     """No error, no wrong byte, and the image holds what the host has written."""
     assert load.total("errors") == 0, load.faults()
     assert load.total("mismatches") == 0, load.faults()
-    found = load.generator.compare(image.read_bytes())
-    assert found["first_mismatch"] is None if "first_mismatch" in found else not any(found.values()), found
+    settings = load.generator.settings
+    begin, length = settings["offset_bytes"], settings["length_bytes"]
+    found = load.generator.compare(image.read_bytes()[begin:begin + length])
+    assert found["compared"] == length // settings["unit_bytes"] and not found["wrong"] + found["unknown"], found

@@ -1,7 +1,7 @@
 """A volume with a model host: stores complete when told, the loop is turned by hand, every answer is checked.
 
-The model knows, for each block, every version that was ever begun, and which of them a read may no longer show: a version
-is out when one that began after it was acknowledged has itself been acknowledged, or when a read that began after its
+The model knows, for each block, every version that was ever begun, and which of them a read may no longer show: a
+version is out when one that began after it was acknowledged has itself been acknowledged, or when a read that began after its
 acknowledgement saw another one.
 """
 from __future__ import annotations
@@ -84,8 +84,8 @@ class VolumeWorld:
         self.driver = DeviceDriver(self.volume)
 
     def kill(self, landed: int = 0) -> int:
-        """kill -9 and a restart: the mapping stays as it is; bit n of `landed` tells whether the n-th Io that was under way
-        at main or backup still arrived there. Answers the phase found. What was in flight may show or not."""
+        """kill -9 and a restart: the mapping stays as it is; bit n of `landed` tells whether the n-th Io that was under
+        way at main or backup still arrived there. Answers the phase found. What was in flight may show or not."""
         for store in (self.main, self.backup):
             for index in reversed(range(len(store.pending()))):
                 if landed >> index & 1:

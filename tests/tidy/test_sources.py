@@ -33,8 +33,11 @@ LAYERS: tuple[set[str], ...] = (
     {"filestore", "fault_store", "initiator_task", "initiator", "load", "loadgen", "copier"},
     {"commit", "reclaim", "journal"},
     {"snapshot", "recovery", "device"},
-    {"disk", "overlay", "forward", "read_path", "write_path", "evictor", "routing", "catchup", "volume",
-     "task", "task_in", "task_out", "task_begin", "task_management", "session", "target"},
+    {"disk", "overlay"},
+    {"write_path", "read_path", "forward"},
+    {"evictor", "routing"},
+    {"catchup"},
+    {"volume", "task", "task_in", "task_out", "task_begin", "task_management", "session", "target"},
 )
 
 

@@ -288,7 +288,8 @@ def test_a_plain_run(world):
              "barrier", "flush_main", "verify_on", "sessions", "freeze", "copy_start", "publish", "catch_up", "round"]
     assert log[:len(first)] == first
     assert log[log.index("hold_hosts"):log.index("turn_home")] == [
-        "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "unfence", "clear", "verify_off"]
+        "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "unfence", "clear",
+        "verify_off"]
     assert sorted(log[log.index("turn_home"):]) == sorted([
         "turn_home", "send_home", "disarm", "throttle", "resume_hosts", "forget_sink", "close_sink"])
     phases = [document["phase"] for document in world.documents]

@@ -64,7 +64,8 @@ def test_a_secret_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad", [
     f"iscsi://host/{IQN}", "iscsi://host/", f"iscsi:///{IQN}/1", f"iscsi://host/{IQN}/-1", f"iscsi://host/{IQN}/16384",
-    f"iscsi://host:99999/{IQN}/1", f"iscsi://host:0/{IQN}/1", f"iscsi://::1/{IQN}/1", f"iscsi://host/{IQN}/1?secret=x", "file://other/x", "mem:0",
+    f"iscsi://host:99999/{IQN}/1", f"iscsi://host:0/{IQN}/1", f"iscsi://::1/{IQN}/1",
+    f"iscsi://host/{IQN}/1?secret=x", "file://other/x", "mem:0",
     f"iscsi://u@host/{IQN}/1?secret-env=DETOUR_NOT_SET", "mem:12XB", "", "ftp://x/y", "file:"])
 def test_malformed_urls_are_refused_with_exit_code_2(bad):
     with pytest.raises(UsageError) as caught:
@@ -72,7 +73,8 @@ def test_malformed_urls_are_refused_with_exit_code_2(bad):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["rbd:pool/image", "nbd://h/e", "nbd+unix:///e?socket=s", "repo+s3://b/p", "repo:///x"])
+@pytest.mark.parametrize("text", ["rbd:pool/image", "nbd://h/e", "nbd+unix:///e?socket=s", "repo+s3://b/p",
+                                  "repo:///x"])
 def test_kinds_without_a_driver_say_so(text):
     with pytest.raises(UrlError, match="no driver"):
         parse_url(text)

@@ -311,7 +311,7 @@ def test_a_flipped_bit_in_the_journal_is_never_served(world):
     world.turn(2)
     status, data = world.driver.take(number)
     assert status == E_CORRUPT and data is None
-    kind, _, results = next(event for event in world.events if event[0] == CORRUPT)
+    _, _, results = next(event for event in world.events if event[0] == CORRUPT)
     assert results[:3] == (10, 2, 1)
     run_copy(world)
     world.command(world.volume.catch_up())

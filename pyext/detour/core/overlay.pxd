@@ -1,5 +1,6 @@
-# State of a detoured volume. Its data path is in routing (by phase), write_path and read_path; phases and what Python may
-# ask are in volume.pyx; catchup.pyx flushes rounds, evictor.pyx makes room during the copy; all work on this struct, on one loop.
+# State of a detoured volume. Its data path is in routing (by phase), write_path and read_path; phases and what Python
+# may ask are in volume.pyx; catchup.pyx flushes rounds, evictor.pyx makes room during the copy; all work on this struct,
+# on one loop.
 #
 # Write (S301-S305): place in the journal -> sealed (flag 0) -> stable where asked -> snapshot marked, flag 1 -> answered.
 # Read (S401-S406, S511-S514): waits while it overlaps an entry with flag 0; then snapshot, else base.

@@ -201,7 +201,8 @@ def accept(key: Key, offered: Value | tuple[str, ...], text: str | None) -> Valu
         return text
     value = _read(key, text)
     if value is None or isinstance(offered, tuple) or combine(key, offered, value) != value:
-        raise ProtocolError(f"{key.name}={text[:64]} is no possible answer to {text_of(offered)}")  # type: ignore[arg-type]
+        wanted = text_of(offered)  # type: ignore[arg-type]
+        raise ProtocolError(f"{key.name}={text[:64]} is no possible answer to {wanted}")
     return value
 
 
