@@ -1,8 +1,8 @@
 """A volume with a model host: stores complete when told, the loop is turned by hand, every answer is checked.
 
 The model knows, for each block, every version that was ever begun, and which of them a read may no longer show: a
-version is out when one that began after it was acknowledged has itself been acknowledged, or when a read that began after its
-acknowledgement saw another one.
+version is out when one that began after it was acknowledged has itself been acknowledged, or when a read that began
+after its acknowledgement saw another one.
 """
 from __future__ import annotations
 
