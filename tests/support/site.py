@@ -111,7 +111,7 @@ class Site:
 
     def redirect(self) -> str:
         """What the table `redirect` holds."""
-        return f'driver = "detour", api = "unix:{self.folder / "main.sock"}"'
+        return f'driver = "detour", api = "unix:{self.main_api}"'
 
     def config(self) -> Path:
         path = self.folder / "detour.toml"
