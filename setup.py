@@ -62,7 +62,7 @@ setup(
         include_path=["pyext"],
         compiler_directives=directives,
         annotate=DEBUG or os.environ.get("DETOUR_ANNOTATE") == "1",
-        nthreads=0,
+        nthreads=os.cpu_count() or 1,
     ),
     options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )
