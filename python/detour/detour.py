@@ -110,10 +110,11 @@ class DetourRun:
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def resume(self, phase: int, record: BackupRecord | None) -> None:
+    def resume(self, phase: int, record: BackupRecord | None, detour_id: str = "") -> None:
         """Before `run`: the gateway was started again and the core is in `phase` (CORE_PASS: only the redirect has to
-        be cleared). `record` is what the catalog has of the backup."""
+        be cleared). `record` is what the catalog has of the backup, `detour_id` the run's id of old."""
         self._resume_phase = phase
+        self.id = detour_id or self.id
         self.record = record
         if record is not None:
             self.backup_id, self.pit_ns, self.tag = record.id, record.pit_ns, record.tag
@@ -181,7 +182,9 @@ class DetourRun:
         if self._resume_phase != CORE_COPYING:
             if self.record is None or self.record.status is not Status.COMPLETE:
                 self._outcome = Result.ABANDONED
-                self.reason = "the gateway was started again after the backup had been given up"
+                self.reason = ("the gateway was started again before the point in time"
+                               if self._resume_phase == CORE_PASS and self.record is None else
+                               "the gateway was started again after the backup had been given up")
             return
         self.figures.frozen = True
         self.phases.move(Phase.COPYING, Trigger.RECOVERY)

@@ -188,10 +188,13 @@ class Gateway:
         if phase == CORE_PASS and marked is None:
             return
         note = _note(unit.note)
+        begun = str((marked or note).get("detour", ""))
         record = self._record_of(note.get("backup"))
+        if phase == CORE_PASS and record is not None and record.detour != begun:
+            record = None           # the note is of an earlier detour
         store = record.store if record is not None else str(note.get("store", ""))
         run = DetourRun(self._parts(group, unit, store), store)
-        run.resume(phase, record if phase != CORE_PASS else None)
+        run.resume(phase, record, begun)
         log.info("a detour goes on", volume=unit.name, detour=run.id, phase=phase)
         self._launch(run)
 
