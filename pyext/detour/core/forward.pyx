@@ -1,16 +1,19 @@
 # See forward.pxd. Commands that may pass are those that ask or set state and touch no medium (SCSI_INFO) and REPORT
-# SUPPORTED OPERATION CODES, whose answer is filtered. Before the freeze and after the release everything passes.
+# SUPPORTED OPERATION CODES, whose answer is filtered. GET LBA STATUS passes too: what main says of its blocks holds where
+# the overlay has nothing, and what the overlay has is told to be mapped. Before the freeze and after the release
+# everything passes.
 #
 # A command carries its data through one pool buffer, which the request keeps until its release.
 from libc.string cimport memcpy, memset
 
-from detour.core.endian cimport get_be16, get_be32, put_be32
+from detour.core.endian cimport get_be16, get_be32, get_be64, put_be32, put_be64
 from detour.core.overlay cimport overlay_finish, overlay_is_on
 from detour.core.pool cimport pool_get, pool_put, pool_wait, slab_get, slab_put
-from detour.core.scsi cimport (SCSI_INFO, SCSI_PREFETCH, SCSI_READ, SCSI_REPORT_OPCODES, SCSI_SYNCHRONIZE,
-                               SCSI_UNMAP, SCSI_VERIFY, SCSI_WRITE, SCSI_WRITE_SAME, SCSI_WRITE_VERIFY, ScsiCommand,
-                               SENSE_INVALID_OPCODE, STATUS_CHECK_CONDITION, STATUS_GOOD, scsi_decode, scsi_sense,
-                               scsi_sense_of)
+from detour.core.scsi cimport (SCSI_GET_LBA_STATUS, SCSI_INFO, SCSI_PREFETCH, SCSI_READ, SCSI_REPORT_OPCODES,
+                               SCSI_SYNCHRONIZE, SCSI_UNMAP, SCSI_VERIFY, SCSI_WRITE, SCSI_WRITE_SAME,
+                               SCSI_WRITE_VERIFY, ScsiCommand, SENSE_INVALID_OPCODE, STATUS_CHECK_CONDITION,
+                               STATUS_GOOD, scsi_decode, scsi_sense, scsi_sense_of)
+from detour.core.snapshot cimport Run, snapshot_run
 from detour.core.store cimport Io, STORE_COMMAND, STORE_IS_SCSI, ScsiIo, store_submit
 from detour.core.types cimport *
 
@@ -18,6 +21,8 @@ cdef enum:
     OPCODE_LIST_BYTES = 16384
     RSOC_DESCRIPTOR_BYTES = 8
     RSOC_TIMEOUTS_BYTES = 12
+    LBA_STATUS_HEADER_BYTES = 8
+    LBA_STATUS_ONE_BYTES = 24           # header and one descriptor
 
 
 cdef void forward_submit(Volume* volume, Request* request) noexcept nogil:
@@ -39,6 +44,8 @@ cdef void forward_submit(Volume* volume, Request* request) noexcept nogil:
         request.pool_waiter.owner = request
         pool_wait(&volume.device.loop.buffers, &request.pool_waiter)
         return
+    if request.command.cls == SCSI_GET_LBA_STATUS:
+        note_overlay(volume, request)
     memcpy(scsi.cdb, request.cdb, 16)
     scsi.cdb_bytes = 16
     if is_opcode_list(request):
@@ -64,7 +71,7 @@ cdef void again(void* owner) noexcept nogil:
 cdef bint may_pass(Volume* volume, const ScsiCommand* command) noexcept nogil:
     if not volume.main.flags & STORE_IS_SCSI:
         return False
-    return not overlay_is_on(volume) or command.cls == SCSI_INFO or command.cls == SCSI_REPORT_OPCODES
+    return not overlay_is_on(volume) or command.cls in (SCSI_INFO, SCSI_REPORT_OPCODES, SCSI_GET_LBA_STATUS)
 
 
 cdef uint64_t buffer_bytes(const Request* request) noexcept nogil:
@@ -116,6 +123,8 @@ cdef void forward_done(Io* io) noexcept nogil:
     keep_data_in(volume, request, scsi)
     if request.scsi_status == STATUS_GOOD and request.command.cls == SCSI_REPORT_OPCODES and overlay_is_on(volume):
         request.data_bytes = filter_opcodes(request.data, <uint32_t>request.data_bytes, request.cdb)
+    elif request.scsi_status == STATUS_GOOD and request.command.cls == SCSI_GET_LBA_STATUS and request.reservation != 0:
+        request.data_bytes = overlay_lba_status(request, volume.device.blocks)
     request.data_bytes = min(request.data_bytes, <uint64_t>request.data_in_max)
     slab_put(&volume.scsi_slab, scsi)
     overlay_finish(volume, request, OK if request.scsi_status == STATUS_GOOD else E_CHECK)
@@ -150,7 +159,7 @@ cdef bint offered(uint8_t opcode, uint16_t service_action) noexcept nogil:
     if scsi_decode(cdb, 16, &command) < 0:
         return False
     return command.cls in (SCSI_INFO, SCSI_REPORT_OPCODES, SCSI_READ, SCSI_WRITE, SCSI_WRITE_VERIFY, SCSI_VERIFY,
-                           SCSI_SYNCHRONIZE, SCSI_WRITE_SAME, SCSI_UNMAP, SCSI_PREFETCH)
+                           SCSI_SYNCHRONIZE, SCSI_WRITE_SAME, SCSI_UNMAP, SCSI_PREFETCH, SCSI_GET_LBA_STATUS)
 
 
 cdef uint32_t filter_opcodes(uint8_t* data, uint32_t length_bytes, const uint8_t* cdb) noexcept nogil:
@@ -184,3 +193,43 @@ cdef void memmove_down(uint8_t* to, const uint8_t* source, uint32_t length_bytes
     cdef uint32_t index
     for index in range(length_bytes):
         to[index] = source[index]
+
+
+cdef void note_overlay(Volume* volume, Request* request) noexcept nogil:
+    """Before main is asked for the status of blocks: how far the overlay has, or has not, the first of them.
+
+    Noted now and not at the answer, because a piece that a round flushes meanwhile leaves the overlay, while main may
+    have answered before. A COMMAND has no reservation and no parts: `reservation` holds the length of the run (0: main's
+    answer holds as it is), `parts_open` whether the overlay has it.
+    """
+    cdef Run run
+    request.reservation = 0
+    request.parts_open = 0
+    if not overlay_is_on(volume) or request.command.lba >= volume.device.blocks:
+        return
+    snapshot_run(&volume.snapshot, request.command.lba, volume.device.blocks, &run)
+    request.reservation = run.blocks
+    request.parts_open = run.slot >= 0
+
+
+cdef uint32_t overlay_lba_status(Request* request, uint64_t device_blocks) noexcept nogil:
+    """GET LBA STATUS (SBC-3 5.6) with one descriptor: the run that was noted, cut to what main says of it."""
+    cdef uint8_t* data = request.data
+    cdef uint8_t* descriptor = data + LBA_STATUS_HEADER_BYTES
+    cdef uint64_t lba = request.command.lba
+    cdef uint64_t blocks = request.reservation
+    cdef uint64_t first, length
+    cdef uint8_t status = 0                                 # mapped, or not known
+    if request.data_bytes < LBA_STATUS_ONE_BYTES:
+        return <uint32_t>min(request.data_bytes, <uint64_t>LBA_STATUS_HEADER_BYTES)
+    first = get_be64(descriptor)
+    length = get_be32(descriptor + 8)
+    if not request.parts_open and first <= lba < first + length:
+        status = descriptor[12] & 0x0F
+        blocks = min(blocks, first + length - lba)
+    memset(data, 0, LBA_STATUS_ONE_BYTES)
+    put_be32(data, LBA_STATUS_ONE_BYTES - 4)
+    put_be64(descriptor, lba)
+    put_be32(descriptor + 8, <uint32_t>min(blocks, device_blocks - lba))
+    descriptor[12] = status
+    return LBA_STATUS_ONE_BYTES
