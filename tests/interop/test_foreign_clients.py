@@ -138,7 +138,7 @@ def test_a_wrong_byte_is_seen(tmp_path):
             with pytest.raises(AssertionError):
                 clients.exercise([wrong, "flush"])
         with pytest.raises(AssertionError):
-            Clients(tmp_path, portal, IQN, 5).describe()
+            Clients(tmp_path, portal, IQN, 5).luns()
 
 
 # ---- the gateway in mid detour ---------------------------------------------------------------------------------------
@@ -176,14 +176,17 @@ def test_gateway_while_it_copies(main, measures, capsys, tmp_path):
     async def work() -> tuple[Conformance, bytes]:
         async with new_site(main, tmp_path / "site", volume=HELD) as site:
             clients = clients_of(site)
-            told = await asyncio.to_thread(clients.describe)
+            at_gateway = clients_of(site, at_gateway=True)
+            told, luns = await asyncio.to_thread(clients.describe), await asyncio.to_thread(clients.luns)
             await site.start_gateway()
             detour_id = await begin(site, "copying")
             assert await asyncio.to_thread(clients.describe) == told
-            assert await asyncio.to_thread(clients_of(site, at_gateway=True).describe) == told
+            assert await asyncio.to_thread(at_gateway.describe) == told
+            assert await asyncio.to_thread(at_gateway.luns) == luns
+            if main != TGT:                 # the fence takes hosts out of tgtd's access list: it tells them no target
+                assert await asyncio.to_thread(clients.luns) == luns
             report, content = await work_at(clients)
-            check_same(await asyncio.to_thread(clients_of(site, at_gateway=True).read_out), content,
-                       "the disk at the gateway's own door")
+            check_same(await asyncio.to_thread(at_gateway.read_out), content, "the disk at the gateway's own door")
             await check_still(site, detour_id, "copying")
             await site.gateway.end()
             site.volume = ""

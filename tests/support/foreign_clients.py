@@ -149,14 +149,17 @@ class Clients:
         self.portal, self.target, self.lun = portal, target, lun
         self.url = f"iscsi://{portal}/{target}/{lun}"
 
+    def luns(self) -> list[str]:
+        """What iscsi-ls lists of the target; its portal and this disk are checked."""
+        text = run("iscsi-ls", "-s", f"iscsi://{self.portal}/")
+        assert f"Target:{self.target} Portal:{self.portal}," in text, text
+        found = re.findall(r"^Lun:\d+ .*$", text, re.MULTILINE)
+        assert any(re.match(rf"Lun:{self.lun}\s+Type:DIRECT_ACCESS \(Size:\d+M\)", line) for line in found), text
+        return found
+
     def describe(self) -> dict[str, str]:
-        """What the tools that ask tell of the disk, by the name of the question. The list of LUNs is checked here."""
-        listed = run("iscsi-ls", "-s", f"iscsi://{self.portal}/")
-        assert re.search(rf"^Target:{re.escape(self.target)} Portal:{re.escape(self.portal)},\d+$", listed, re.MULTILINE)
-        luns = re.findall(r"^Lun:\d+ .*$", listed, re.MULTILINE)
-        assert any(re.match(rf"Lun:{self.lun}\s+Type:DIRECT_ACCESS \(Size:\d+M\)", line) for line in luns), listed
-        told = {"luns": "\n".join(luns), "inquiry": run("iscsi-inq", self.url),
-                "capacity": run("iscsi-readcapacity16", self.url)}
+        """What the tools that ask tell of the disk, by the name of the question."""
+        told = {"inquiry": run("iscsi-inq", self.url), "capacity": run("iscsi-readcapacity16", self.url)}
         for page in PAGES:
             told[f"page {page:#x}"] = run("iscsi-inq", "-e", "1", "-c", str(page), self.url)
         return told
