@@ -20,9 +20,9 @@ from detour.core.target import TargetHandle
 from detour.core.volume import VolumeHandle
 from detour.errors import ConfigError, CorruptError, DetourError, StorageError
 from detour.iscsi.identity import Identity
-from detour.iscsi.initiator import connect, default_initiator_name
+from detour.iscsi.initiator import Connection, connect, default_initiator_name
 from detour.iscsi.listener import Listener, TargetEntry
-from detour.redirect.base import Address, Memo, RedirectDriver, VolumeContext, make_driver
+from detour.redirect.base import Address, Memo, OwnSession, RedirectDriver, VolumeContext, make_driver
 from detour.run_parts import CORE_PASS
 from detour.runtime import Runtime
 from detour.stores import open_store
@@ -100,6 +100,11 @@ class TargetGroup:
     portal: TargetPortal
     units: list[Unit] = field(default_factory=list)
 
+    def own_tsihs(self) -> frozenset[int]:
+        """Session handles that main gave the gateway, of the sessions that are attached now."""
+        return frozenset(unit.main.session_handle for unit in self.units
+                         if isinstance(unit.main, Connection) and unit.main.state == "connected")
+
 
 def gateway_address(section: GatewaySection) -> Address:
     """What redirects tell the hosts. ConfigError when it cannot be known."""
@@ -111,14 +116,25 @@ def gateway_address(section: GatewaySection) -> Address:
     return address
 
 
-def make_unit(name: str, section: VolumeSection, gateway: Address, state: Path) -> Unit:
+def initiator_name(section: VolumeSection) -> str:
+    """With which the gateway logs in to main. By default never the name of a host, not even of one on this machine."""
+    return section.initiator_name or f"{default_initiator_name()[:200]}.gateway"
+
+
+def own_sessions(config: Config, target_name: str) -> tuple[OwnSession, ...]:
+    """The gateway's sessions on a target of main, one for each volume that is there."""
+    return tuple(OwnSession(initiator_name(section), stable_isid(config.gateway.state, name).hex())
+                 for name, section in config.volume.items()
+                 if isinstance(section.main, IscsiUrl) and section.target_name.lower() == target_name.lower())
+
+
+def make_unit(name: str, config: Config, gateway: Address) -> Unit:
     """The driver is made, and its options checked, but nothing is opened. ConfigError."""
-    main = section.main
+    section = config.volume[name]
+    main, folder = section.main, config.gateway.state / "volumes"
     portal = Address(main.host, main.port) if isinstance(main, IscsiUrl) else gateway
-    # Never the name of a host, not even of one that runs on this machine: main lets this name pass its redirect.
-    initiator = section.initiator_name or f"{default_initiator_name()[:200]}.gateway"
-    folder = state / "volumes"
-    context = VolumeContext(name, section.target_name, portal, gateway, initiator, folder / f"{name}.rules.json")
+    context = VolumeContext(name, section.target_name, portal, gateway, initiator_name(section),
+                            folder / f"{name}.rules.json", own_sessions(config, section.target_name))
     try:
         driver = make_driver(context, section.redirect)
     except ConfigError as error:
@@ -137,7 +153,7 @@ def make_groups(runtime: Runtime, listener: Listener, config: Config, gateway: A
     """Targets with their units; nothing is opened, and every login is told to come again. ConfigError."""
     groups: dict[str, TargetGroup] = {}
     for name, section in config.volume.items():
-        unit = make_unit(name, section, gateway, config.gateway.state)
+        unit = make_unit(name, config, gateway)
         iqn = section.target_name.lower()
         if iqn not in groups:
             reactor = runtime.next_reactor()
@@ -147,6 +163,7 @@ def make_groups(runtime: Runtime, listener: Listener, config: Config, gateway: A
             main = section.main.portal if isinstance(section.main, IscsiUrl) else None
             groups[iqn] = TargetGroup(iqn, reactor, handle, entry, TargetPortal(listener, entry, main))
         groups[iqn].units.append(unit)
+        unit.driver.own_tsihs = groups[iqn].own_tsihs
     return list(groups.values())
 
 

@@ -2,11 +2,12 @@
 
     GET    /v1/targets                        -> [{iqn, redirect: null | {address, except}, portals, luns, sessions}]
     GET    /v1/targets/{iqn}/sessions         -> [{id, initiator, isid, peer}]
-    PUT    /v1/targets/{iqn}/redirect            {"address": "host:port", "except": [initiator names]}
+    PUT    /v1/targets/{iqn}/redirect            {"address": "host:port", "except": [sessions]}
     DELETE /v1/targets/{iqn}/redirect
-    POST   /v1/targets/{iqn}/sessions/drop       {"except": [initiator names]} -> {"dropped": n}
+    POST   /v1/targets/{iqn}/sessions/drop       {"except": [sessions]} -> {"dropped": n}
     GET    /healthz                           -> {"ok": true}
 
+An exception is {"name": initiator name, "isid": 12 hexadecimal digits}, or a name alone for all sessions of that name.
 A redirect counts on all portals, at once for new logins; sessions stay until they are dropped. The answer to a drop
 comes when the tasks of the dropped sessions have ended at the store. An error is {"error": sentence} with status 400
 or 404.
@@ -55,18 +56,33 @@ class DiskOptions:
     create_bytes: int | None = None
 
 
+@dataclass(frozen=True)
+class Exceptions:
+    """Sessions that a redirect or a drop leaves alone: (initiator name, ISID); None as ISID stands for every one."""
+
+    entries: frozenset[tuple[str, bytes | None]] = frozenset()
+
+    def cover(self, initiator_name: str, isid: bytes) -> bool:
+        name = initiator_name.lower()
+        return (name, isid) in self.entries or (name, None) in self.entries
+
+    def document(self) -> list[Any]:
+        ordered = sorted(self.entries, key=lambda entry: (entry[0], entry[1] or b""))
+        return [name if isid is None else {"name": name, "isid": isid.hex()} for name, isid in ordered]
+
+
 @dataclass
 class Redirect:
     """Where logins are sent, and whose are not."""
 
     address: str
-    excepted: frozenset[str] = field(default_factory=frozenset)
+    excepted: Exceptions = field(default_factory=Exceptions)
 
-    def __call__(self, initiator_name: str, peer_host: str) -> str | None:
-        return None if initiator_name.lower() in self.excepted else self.address
+    def __call__(self, initiator_name: str, peer_host: str, isid: bytes) -> str | None:
+        return None if self.excepted.cover(initiator_name, isid) else self.address
 
     def document(self) -> dict[str, Any]:
-        return {"address": self.address, "except": sorted(self.excepted)}
+        return {"address": self.address, "except": self.excepted.document()}
 
 
 def serial_of(iqn: str, lun: int, wanted: str) -> str:
@@ -117,10 +133,10 @@ class EmbeddedTarget:
         host, port = parse_endpoint(text, 3260)
         return format_endpoint(*await self.listener.listen(host, port))
 
-    async def drop(self, excepted: set[str]) -> int:
+    async def drop(self, excepted: Exceptions) -> int:
         """Ends the sessions of others than `excepted`; returns when their tasks have ended at the store."""
         others = [info for info in self.listener.sessions_of(self.entry.iqn)
-                  if info.initiator_name.lower() not in excepted]
+                  if not excepted.cover(info.initiator_name, info.isid)]
         await asyncio.gather(*(self.listener.drop(info.id) for info in others))
         return len(others)
 
@@ -188,11 +204,22 @@ async def _body(request: Request) -> dict[str, Any]:
     return content
 
 
-def _names(content: dict[str, Any]) -> set[str]:
-    names = content.get("except", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError("`except` is a list of initiator names")
-    return {name.lower() for name in names}
+def _exceptions(content: dict[str, Any]) -> Exceptions:
+    rows = content.get("except", [])
+    if not isinstance(rows, list):
+        raise UsageError("`except` is a list of sessions")
+    return Exceptions(frozenset(_exception(row) for row in rows))
+
+
+def _exception(row: Any) -> tuple[str, bytes | None]:
+    if isinstance(row, str):
+        return row.lower(), None
+    if isinstance(row, dict) and row.keys() == {"name", "isid"} and all(isinstance(one, str) for one in row.values()):
+        with contextlib.suppress(ValueError):
+            isid = bytes.fromhex(row["isid"])
+            if len(isid) == 6:
+                return row["name"].lower(), isid
+    raise UsageError('`except` has initiator names, or {"name": ..., "isid": 12 hexadecimal digits}')
 
 
 class _Routes:
@@ -221,7 +248,7 @@ class _Routes:
         address = content.get("address")
         if not isinstance(address, str):
             raise UsageError("`address` is missing: host:port")
-        redirect = Redirect(format_endpoint(*parse_endpoint(address)), frozenset(_names(content)))
+        redirect = Redirect(format_endpoint(*parse_endpoint(address)), _exceptions(content))
         target.entry.redirect = redirect
         return JSONResponse(redirect.document())
 
@@ -231,7 +258,7 @@ class _Routes:
 
     async def drop(self, request: Request) -> JSONResponse:
         target, content = self._check(request), await _body(request)
-        return JSONResponse({"dropped": await target.drop(_names(content))})
+        return JSONResponse({"dropped": await target.drop(_exceptions(content))})
 
 
 # --- serving HTTP

@@ -95,6 +95,25 @@ def test_redirect_sends_hosts_away_and_lets_the_gateway_in():
     run(scenario)
 
 
+def test_exceptions_are_by_name_and_isid():
+    """A host that has the gateway's name is not the gateway."""
+    async def scenario(world: World) -> None:
+        gateway, namesake = await world.login(GATEWAY), await world.login(GATEWAY)
+        rule = {"address": "192.0.2.9:3260", "except": [{"name": GATEWAY.upper(), "isid": gateway.isid.hex()}]}
+        told = await world.ask("PUT", f"/{IQN}/redirect", rule)
+        assert told["except"] == [{"name": GATEWAY, "isid": gateway.isid.hex()}]
+        assert await world.ask("POST", f"/{IQN}/sessions/drop", {"except": rule["except"]}) == {"dropped": 1}
+        [left] = await world.ask("GET", f"/{IQN}/sessions")
+        assert left["isid"] == gateway.isid.hex()
+        with pytest.raises(LoginError):
+            await world.login(GATEWAY, isid=namesake.isid, follow_redirect=False)
+        again = await world.login(GATEWAY, isid=gateway.isid, follow_redirect=False)
+        for store in (gateway, namesake, again):
+            await store.close()
+
+    run(scenario)
+
+
 def test_drop_is_a_barrier_for_writes_under_way():
     async def scenario(world: World) -> None:
         gateway, host = await world.login(GATEWAY), await world.login(HOST)
@@ -125,6 +144,10 @@ def test_drop_is_a_barrier_for_writes_under_way():
         ("PUT", f"/{IQN}/redirect", {"address": "no port"}, 400),
         ("PUT", f"/{IQN}/redirect", {"address": "192.0.2.9:3260", "except": "everyone"}, 400),
         ("POST", f"/{IQN}/sessions/drop", [1, 2], 400),
+        ("POST", f"/{IQN}/sessions/drop", {"except": [7]}, 400),
+        ("POST", f"/{IQN}/sessions/drop", {"except": [{"name": HOST}]}, 400),
+        ("POST", f"/{IQN}/sessions/drop", {"except": [{"name": HOST, "isid": "80"}]}, 400),
+        ("POST", f"/{IQN}/sessions/drop", {"except": [{"name": HOST, "isid": "not hexadecimal"}]}, 400),
     ],
 )
 def test_wrong_requests_are_one_sentence(method, path, body, status):

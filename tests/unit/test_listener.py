@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from detour import events
-from detour.errors import ClosedError, LoginError, UsageError
+from detour.errors import BusyError, ClosedError, LoginError, UsageError
 from detour.iscsi import wire
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.listener import TargetEntry
@@ -195,8 +195,8 @@ def test_redirects_by_address_and_by_rule():
         async with Door() as door, Door() as elsewhere:
             asked = []
 
-            def rule(initiator, peer):
-                asked.append((initiator, peer))
+            def rule(initiator, peer, isid):
+                asked.append((initiator, peer, len(isid)))
                 return f"{elsewhere.host}:{elsewhere.port}" if len(asked) == 1 else None
 
             door.entry.redirect = f"{elsewhere.host}:{elsewhere.port}"
@@ -208,14 +208,14 @@ def test_redirects_by_address_and_by_rule():
             door.entry.auth, door.entry.accepting, door.entry.redirect = None, True, rule
             assert (await door.login()).port == elsewhere.port
             assert (await door.login()).port == door.port
-            assert asked == [(INITIATOR, "127.0.0.1")] * 2
+            assert asked == [(INITIATOR, "127.0.0.1", 6)] * 2
     run(work)
 
 
 def test_a_redirect_rule_that_fails_ends_that_login_only():
     async def work():
         async with Door() as door:
-            door.entry.redirect = lambda initiator, peer: 1 // 0
+            door.entry.redirect = lambda initiator, peer, isid: 1 // 0
             with structlog.testing.capture_logs() as told, pytest.raises(ClosedError):
                 await door.login()
             assert [entry["event"] for entry in told] == ["a login failed"]
@@ -315,12 +315,13 @@ def test_close_ends_logins_under_way():
     run(work)
 
 
-def test_a_portal_that_cannot_be_opened_is_wrong_use():
+def test_a_portal_that_cannot_be_opened_is_told():
     async def work():
         async with Door() as door:
-            for host, port in (("127.0.0.1", door.port), ("no.such.host.invalid", 0)):
-                with pytest.raises(UsageError):
-                    await door.listener.listen(host, port)
+            with pytest.raises(BusyError, match="in use"):
+                await door.listener.listen("127.0.0.1", door.port)
+            with pytest.raises(UsageError):
+                await door.listener.listen("no.such.host.invalid", 0)
             with pytest.raises(UsageError):
                 door.listener.add_target(TargetEntry(TARGET.upper()))
     run(work)

@@ -164,6 +164,38 @@ def test_sessions_tell_who_is_ours_by_name_and_address(fake):
     assert sessions["1"] == MainSession("1", "iqn.host", "192.0.2.5")
 
 
+TWINS = {"1": [OWN, "127.0.0.2"], "3": [OWN, "127.0.0.2"], "7": [OWN, "192.0.2.6"]}
+
+
+def with_handles(driver, *handles):
+    driver.own_tsihs = lambda: frozenset(handles)
+    return driver
+
+
+@pytest.mark.parametrize("handle", [3, 3 << 8])     # tgtd sends it in its machine's byte order
+def test_a_session_with_the_gateways_name_and_address_is_not_the_gateways(fake, handle):
+    """tgtd would not redirect it, and the rules cannot keep it out."""
+    fake.write(sessions=TWINS)
+    driver = with_handles(fake.driver(), handle)
+    assert {one.id: (one.ours, one.twin) for one in run(driver.sessions())} == {
+        "1": (False, True), "3": (True, False), "7": (False, False)}
+    with pytest.raises(StorageError, match=r"from 127\.0\.0\.2 is on main that is not the gateway's"):
+        run(driver.prepare())
+    assert run(driver.drop_all()) == 2 and set(fake.read()["sessions"]) == {"3"}
+
+
+def test_while_the_gateway_is_on_its_way_back_its_session_is_not_dropped(fake):
+    fake.write(sessions=TWINS)
+    driver = fake.driver()                              # no session is attached
+    assert run(driver.drop_all()) == 1 and set(fake.read()["sessions"]) == {"1", "3"}
+
+
+def test_another_tgtd_than_the_gateways_main_is_refused(fake):
+    fake.write(sessions={"1": ["iqn.host", "192.0.2.5"]})
+    with pytest.raises(StorageError, match="does not list the gateway's session"):
+        run(with_handles(fake.driver(), 3).prepare())
+
+
 def test_drop_all_leaves_the_gateways_own(fake):
     driver = fake.driver()
     assert run(driver.drop_all()) == 2
@@ -331,7 +363,7 @@ def tgtd(tmp_path):
     daemon.stop()
 
 
-def login(port: int, source: str, initiator: str) -> tuple[socket.socket, int, int, dict[str, str]]:
+def login(port: int, source: str, initiator: str, qualifier: int = 0) -> tuple[socket.socket, int, int, dict[str, str]]:
     """A login without authentication, straight to full feature phase; RFC 7143 section 11.12."""
     text = b"".join(part.encode() + b"\0" for part in (
         f"InitiatorName={initiator}", f"TargetName={TARGET}", "SessionType=Normal", "HeaderDigest=None",
@@ -339,13 +371,14 @@ def login(port: int, source: str, initiator: str) -> tuple[socket.socket, int, i
     header = bytearray(48)
     header[0], header[1] = 0x43, 0x80 | 1 << 2 | 3
     header[5:8] = len(text).to_bytes(3, "big")
-    header[8:14] = b"\x80" + (hash((source, initiator)) & 0xFFFFFFFFFF).to_bytes(5, "big")
+    header[8:14] = b"\x80" + (hash((source, initiator, qualifier)) & 0xFFFFFFFFFF).to_bytes(5, "big")
     link = socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(source, 0))
     link.sendall(bytes(header) + text + b"\0" * (-len(text) % 4))
     answer = link.recv(48, socket.MSG_WAITALL)
     length = int.from_bytes(answer[5:8], "big")
     data = link.recv(length + -length % 4, socket.MSG_WAITALL) if length else b""
     keys = dict(part.split("=", 1) for part in data[:length].decode().strip("\0").split("\0") if "=" in part)
+    keys["TSIH"] = str(int.from_bytes(answer[14:16], "big"))
     return link, answer[36], answer[37], keys
 
 
@@ -380,4 +413,16 @@ def test_real_tgtd_there_and_back(tgtd, tmp_path):
     home, *status, _ = login(tgtd.port, "127.0.0.1", "iqn.host")
     assert status == [0, 0]
     for link in (host, gateway, again, through_the_door, fenced, home):
+        link.close()
+
+
+@pytest.mark.peer("tgtd")
+def test_real_tgtd_numbers_sessions_by_their_handle(tgtd):
+    links = [login(tgtd.port, "127.0.0.2", OWN, qualifier) for qualifier in range(3)]
+    driver = with_handles(tgtd.driver(), int(links[1][3]["TSIH"]))
+    sessions = sorted(run(driver.sessions()), key=lambda one: int(one.id))
+    assert [(one.ours, one.twin) for one in sessions] == [(False, True), (True, False), (False, True)]
+    with pytest.raises(StorageError, match="not the gateway's"):
+        run(driver.prepare())
+    for link, *_ in links:
         link.close()

@@ -83,6 +83,7 @@ class Connection(OpenStore):
         self.redirect_hops: tuple[str, ...] = ()
         self.portal = url.portal
         self.portal_group: int | None = None
+        self.session_handle = 0         # TSIH that the target gave to the present or last session
         self._initiator = handle
         self._store_id = store_id
         self._options = options
@@ -136,6 +137,7 @@ class Connection(OpenStore):
     async def attach(self, done: Login) -> None:
         """Hands a session in full feature phase to the core."""
         self.redirect_hops, self.portal, self.portal_group = done.hops, done.portal, done.portal_group
+        self.session_handle = done.params.tsih
         losses = self._losses
         fd = done.sock.detach()
         try:

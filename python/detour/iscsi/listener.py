@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 import structlog
 
 from detour import events
-from detour.errors import ClosedError, DetourError, ProtocolError, UsageError
+from detour.errors import BusyError, ClosedError, DetourError, ProtocolError, UsageError
 from detour.iscsi import wire
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.discovery import DiscoverySession, answer_text
@@ -39,7 +39,7 @@ BACKLOG = 128
 ACCEPT_PAUSE_SECONDS = 0.1      # when no descriptor is free
 
 Nexus = tuple[str, bytes, str, int]     # initiator name, ISID, target name, portal group tag
-RedirectRule = str | Redirect | Callable[[str, str], str | None] | None
+RedirectRule = str | Redirect | Callable[[str, str, bytes], str | None] | None
 
 
 class SessionSink(Protocol):
@@ -57,8 +57,8 @@ class TargetEntry:
     """A target name that the listener answers for. Fields may be changed while it serves.
 
     handle: who takes the sessions; None where every login is redirected. redirect: "host:port", a Redirect, or a
-    function of initiator name and peer's IP address that answers "host:port" or None. accepting: False refuses logins
-    with "service unavailable", which initiators try again. initiators: names that may log in; empty: all.
+    function of initiator name, peer's IP address and ISID that answers "host:port" or None. accepting: False refuses
+    logins with "service unavailable", which initiators try again. initiators: names that may log in; empty: all.
     """
 
     iqn: str
@@ -131,7 +131,8 @@ class Listener:
         self.targets.pop(iqn.lower(), None)
 
     async def listen(self, host: str, port: int) -> tuple[str, int]:
-        """Opens a portal; answers its address (port 0 takes a free one). UsageError when it cannot be opened."""
+        """Opens a portal; answers its address (port 0 takes a free one). BusyError when another program has the port,
+        UsageError when it cannot be opened."""
         loop = asyncio.get_running_loop()
         try:
             infos = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -148,7 +149,10 @@ class Listener:
             server.listen(BACKLOG)
         except OSError as error:
             server.close()
-            raise UsageError(f"{format_endpoint(host, port)} cannot be listened to: {error.strerror}") from None
+            told = f"{format_endpoint(host, port)} cannot be listened to: {error.strerror}"
+            if error.errno == errno.EADDRINUSE:
+                raise BusyError(told, hint="Another program has this port; end it, or use another port.") from None
+            raise UsageError(told) from None
         self._servers.append((server, asyncio.create_task(self._accept(server))))
         return server.getsockname()[:2]
 
@@ -237,7 +241,7 @@ class Listener:
         entry = self.targets.get(identity.target_name)
         if entry is None:
             return Refuse(LoginStatus.NOT_FOUND, identity.target_name)
-        redirect = self._redirect_of(entry, identity.initiator_name, peer_host)
+        redirect = self._redirect_of(entry, identity, peer_host)
         if redirect is not None:
             self.redirects += 1
             return redirect
@@ -255,10 +259,10 @@ class Listener:
         return Accept(entry.auth, entry.portal_group)
 
     @staticmethod
-    def _redirect_of(entry: TargetEntry, initiator_name: str, peer_host: str) -> Redirect | None:
+    def _redirect_of(entry: TargetEntry, identity: LoginIdentity, peer_host: str) -> Redirect | None:
         rule = entry.redirect
         if callable(rule):
-            rule = rule(initiator_name, peer_host)
+            rule = rule(identity.initiator_name, peer_host, identity.isid)
         return Redirect(rule) if isinstance(rule, str) and rule else rule or None
 
     def _next_tsih(self) -> int:

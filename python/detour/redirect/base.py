@@ -12,6 +12,8 @@ Contract of all drivers:
 - What a driver changes on main and has to restore exactly (access rules) is written to its memo before the change, so
   that a gateway which was killed restores it after its next start.
 - The gateway's own sessions are never dropped. `door()` tells how the gateway has to log in so that main knows it.
+- A session is the gateway's own by more than its initiator name, which may be a host's own: by its ISID where main
+  lists that, else by its address and by the session handle (TSIH) that main gave at the login.
 """
 from __future__ import annotations
 
@@ -56,6 +58,14 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnSession:
+    """A session that the gateway itself has on main's target: one for each volume of the target, always the same."""
+
+    initiator: str
+    isid: str                   # 12 hexadecimal digits
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeContext:
     """What a driver knows of the volume that it serves."""
 
@@ -65,6 +75,7 @@ class VolumeContext:
     gateway: Address            # what a redirect tells the host
     initiator_name: str         # the name with which the gateway logs in to main
     memo_path: Path | None = None   # where the driver keeps what it must restore; None: in memory only
+    own: tuple[OwnSession, ...] = ()    # the gateway's on this target, of all volumes that are on it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class MainSession:
     peer: str = ""              # IP address of the host, where main tells it
     isid: str = ""
     ours: bool = False          # the gateway's own
+    twin: bool = False          # not the gateway's, and told apart from its own by nothing but the session handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,7 @@ class RedirectDriver(ABC):
     def __init__(self, context: VolumeContext, options: DriverOptions) -> None:
         self.context = context
         self.options = options
+        self.own_tsihs: Callable[[], frozenset[int]] = frozenset    # of the gateway's sessions that are attached now
 
     @abstractmethod
     async def prepare(self) -> None:
@@ -146,6 +159,18 @@ class RedirectDriver(ABC):
     async def unfence(self) -> None:
         """Restores exactly what `fence` found."""
         return None
+
+    async def check_own(self) -> None:
+        """Raises StorageError unless main lists the gateway's own sessions, and none that it cannot tell from them."""
+        sessions = await self.sessions()
+        for session in sessions:
+            if session.twin:
+                raise StorageError(
+                    f"a session of {session.initiator} from {session.peer} is on main that is not the gateway's",
+                    hint="Main cannot tell it from the gateway: end it, or give the gateway another initiator-name.")
+        if self.own_tsihs() and not any(session.ours for session in sessions):
+            raise StorageError(f"main does not list the gateway's session on {self.context.target}",
+                               hint="The table redirect leads to another main than the key main: compare both.")
 
     def door(self) -> Door:
         return Door()

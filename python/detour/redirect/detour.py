@@ -2,13 +2,14 @@
 
     GET    /v1/targets                        -> [{iqn, redirect: null | {address, except}, ...}]
     GET    /v1/targets/{iqn}/sessions         -> [{id, initiator, isid, peer}]
-    PUT    /v1/targets/{iqn}/redirect            {"address": "host:port", "except": [initiator names]}
+    PUT    /v1/targets/{iqn}/redirect            {"address": "host:port", "except": [{"name", "isid"}]}
     DELETE /v1/targets/{iqn}/redirect
-    POST   /v1/targets/{iqn}/sessions/drop       {"except": [initiator names]}
+    POST   /v1/targets/{iqn}/sessions/drop       {"except": [{"name", "isid"}]}
 
-The redirect of a target counts on all its portals; the gateway passes by its initiator name (`except`). The answer to a
-drop comes when the tasks of the dropped sessions have ended at the store, which is the barrier. A fence is not needed:
-the target loses its redirect only when its process ends, and then there is nobody to log in to.
+The redirect of a target counts on all its portals; the gateway passes by initiator name and ISID together (`except`),
+so that a host which has the gateway's name is redirected and dropped like any other. The answer to a drop comes when
+the tasks of the dropped sessions have ended at the store, which is the barrier. There is no fence: the target loses its
+redirect only when its process ends; when it is started again, the gateway's watch over main sets the redirect again.
 """
 from __future__ import annotations
 
@@ -52,6 +53,7 @@ class DetourDriver(RedirectDriver):
         if not self.context.gateway.numeric:
             raise not_numeric(self.context.gateway)
         await self._target()
+        await self.check_own()
 
     async def set(self, address: Address) -> None:
         await self._ask("PUT", "/redirect", {"address": str(address), "except": self._own()})
@@ -61,17 +63,17 @@ class DetourDriver(RedirectDriver):
 
     async def verify(self, address: Address | None) -> None:
         redirect = (await self._target()).get("redirect")
-        found = redirect["address"] if redirect else None
+        found = redirect.get("address") if isinstance(redirect, dict) else None
         if found != (None if address is None else str(address)):
             told = f"redirects to {found}" if found else "does not redirect"
             should = f"redirect to {address}" if address else "not redirect"
             raise StorageError(f"main's target {self.context.target} {told}, but should {should}")
 
     async def sessions(self) -> list[MainSession]:
-        own = self.context.initiator_name.lower()
+        own = {(session.initiator.lower(), session.isid) for session in self.context.own}
         return [MainSession(str(row["id"]), row["initiator"], _host_of(row.get("peer") or ""), row.get("isid") or "",
-                            row["initiator"].lower() == own)
-                for row in await self._ask("GET", "/sessions")]
+                            ours=(row["initiator"].lower(), row.get("isid")) in own)
+                for row in _rows(await self._ask("GET", "/sessions"), "id", "initiator")]
 
     async def drop_all(self) -> int:
         others = sum(not session.ours for session in await self.sessions())
@@ -86,11 +88,11 @@ class DetourDriver(RedirectDriver):
     async def close(self) -> None:
         await self._client.aclose()
 
-    def _own(self) -> list[str]:
-        return [self.context.initiator_name]
+    def _own(self) -> list[dict[str, str]]:
+        return [{"name": session.initiator, "isid": session.isid} for session in self.context.own]
 
     async def _target(self) -> dict[str, Any]:
-        for row in await self._request("GET", "/v1/targets", None, self.options.limit_s):
+        for row in _rows(await self._request("GET", "/v1/targets", None, self.options.limit_s), "iqn"):
             if row["iqn"].lower() == self.context.target.lower():
                 return row
         raise StorageError(f"main has no target {self.context.target}")
@@ -122,6 +124,14 @@ def _make_client(api: str) -> httpx.AsyncClient:
         transport = httpx.AsyncHTTPTransport(uds=api.removeprefix("unix:"))
         return httpx.AsyncClient(transport=transport, base_url="http://main", trust_env=False)
     return httpx.AsyncClient(base_url=api, trust_env=False)
+
+
+def _rows(content: Any, *keys: str) -> list[dict[str, Any]]:
+    """A list of objects with these keys. StorageError when something else answered."""
+    if not isinstance(content, list) or not all(isinstance(row, dict) and row.keys() >= set(keys) for row in content):
+        raise StorageError("what answers as main's API is no `detour target`",
+                           hint="Write the address of main's API into redirect.api.")
+    return content
 
 
 def _host_of(peer: str) -> str:

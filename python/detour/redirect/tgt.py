@@ -9,6 +9,9 @@ What tgtd 1.0.85 does, as seen on a running one:
 - The redirect is decided before the access rules. So the rules can fence hosts off at the same time: with the gateway's
   address as the only rule, a host is redirected, or refused should the redirect be lost. One matching rule, by address
   or by initiator name, gives access; therefore all others are taken out, and put back exactly by `unfence`.
+- No ISID is listed. The gateway's own sessions are those with its name, from the address of its door, whose number is
+  the TSIH of their login (tgtd sends it in the byte order of its machine). A session with that name and address which
+  is none of them cannot be kept out by redirect or rules: `prepare` refuses.
 - `conn delete` closes the TCP connection, no PDU is sent. A connection stays in the list until its commands have ended
   in the backing store (a store whose writes take 4 s keeps it listed for 4 s), and so does its I_T nexus. "None left in
   both lists" therefore means that no write of a dropped session can land any more: that is the barrier. The
@@ -80,6 +83,7 @@ class TgtDriver(RedirectDriver):
             raise not_numeric(self.context.gateway)
         state = await self._target()
         await self._parameters(state.tid)
+        await self.check_own()
 
     async def set(self, address: Address) -> None:
         if not address.numeric:
@@ -111,15 +115,16 @@ class TgtDriver(RedirectDriver):
         state = await self._target()
         listed = parse_connections(await self._run("--mode", "conn", "--op", "show", "--tid", str(state.tid)))
         merged = {**state.nexuses, **{session.id: session for session in listed}}
-        return [self._claim(session) for session in merged.values()]
+        return self._claim(list(merged.values()))
 
     async def drop_all(self) -> int:
         state = await self._target()
         tid = str(state.tid)
-        output = await self._run("--mode", "conn", "--op", "show", "--tid", tid)
+        found = parse_connection_ids(await self._run("--mode", "conn", "--op", "show", "--tid", tid))
+        ours = {session.id for session in self._claim([session for session, _ in found]) if session.ours}
         dropped: set[str] = set()
-        for session, connection in parse_connection_ids(output):
-            if self._claim(session).ours:
+        for session, connection in found:
+            if session.id in ours:
                 continue
             dropped.add(session.id)
             await self._run("--mode", "conn", "--op", "delete", "--tid", tid, "--sid", session.id, "--cid", connection,
@@ -162,11 +167,21 @@ class TgtDriver(RedirectDriver):
 
     # -- tgtadm ------------------------------------------------------------------------------------------------------
 
-    def _claim(self, session: MainSession) -> MainSession:
-        """Ours: the name that the gateway logs in with (which may be a host's own) and the address of its door."""
-        ours = (session.initiator == self.context.initiator_name
-                and _same_ip(session.peer) == _same_ip(self.context.gateway.host))
-        return replace(session, ours=ours)
+    def _claim(self, sessions: list[MainSession]) -> list[MainSession]:
+        """Ours: name and address of the gateway, and a session handle of its own. While a session of the gateway is not
+        attached, one with that name and address may be it on its way back, and counts as ours."""
+        names = {own.initiator for own in self.context.own} or {self.context.initiator_name}
+        door = _same_ip(self.context.gateway.host)
+        handles = self.own_tsihs()
+        numbers = {str(number) for handle in handles for number in (handle, (handle & 0xFF) << 8 | handle >> 8)}
+        all_attached = len(handles) >= max(1, len(self.context.own))
+
+        def claimed(session: MainSession) -> MainSession:
+            if session.initiator not in names or _same_ip(session.peer) != door:
+                return session
+            ours = not all_attached or session.id in numbers
+            return replace(session, ours=ours, twin=not ours)
+        return [claimed(session) for session in sessions]
 
     async def _target(self) -> TargetState:
         """The target by its name, each time: numbers change when tgtd is started again."""
