@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -48,8 +49,10 @@ class Gateway:
 
     async def start(self) -> None:
         """Opens the portals once every target that can be there is in place; the others are tried again beside.
-        ConfigError or UsageError when the configuration cannot be served."""
+        ConfigError or UsageError when the configuration cannot be served, StorageError when a journal cannot be made,
+        BusyError when a port is taken."""
         _check_state(self.config.gateway.state)
+        _check_journals(self.config)
         await self.runtime.start()
         self.groups = make_groups(self.runtime, self.listener, self.config, self.address)
         tasks = [self._beside(self._bring_up(group)) for group in self.groups]
@@ -268,6 +271,30 @@ def _check_state(folder: Path) -> None:
         (folder / "backups").mkdir(exist_ok=True)
     except OSError as error:
         raise UsageError(f"the state folder {folder} cannot be used: {error.strerror}") from None
+
+
+def _check_journals(config: Config) -> None:
+    """Journals that are still to be made have a folder and room. StorageError with the path; while another volume's
+    detour is unfinished its hosts come first, and it is only told."""
+    unfinished = any((config.gateway.state / "volumes").glob("*.detour.json"))
+    for name, section in config.volume.items():
+        path = section.journal.path
+        try:
+            if path.exists():
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            room = os.statvfs(path.parent)
+            reason = "" if os.access(path.parent, os.W_OK) else "its folder may not be written to"
+            if room.f_bavail * room.f_frsize < section.journal.size:
+                reason = (f"its folder has room for {room.f_bavail * room.f_frsize} bytes; "
+                          f"journal.size is {section.journal.size}")
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+        if reason:
+            refusal = StorageError(f"the journal {path} of {name} cannot be made: {reason}")
+            if not unfinished:
+                raise refusal
+            log.error(refusal.message, volume=name)
 
 
 async def serve(config: Config) -> None:

@@ -8,92 +8,12 @@ import contextlib
 import pytest
 
 from detour.errors import DetourError
-from tests.support.api_gate import ApiGate
-from tests.support.site import Site, check_load, eventually, same_files
+from tests.support.scenes import played
+from tests.support.site import eventually
 
 pytestmark = pytest.mark.slow
 
-SIZE = 16 << 20
-LIMIT_SECONDS = 90.0
-LOAD = {"rate": 600.0, "depth": 8, "read_share": 0.4, "flush_every": 50, "fua_share": 0.05, "io_bytes_max": 16384}
 SLOW_COPY = 'copy = { rate = "8MiB/s" }'
-OUTCOMES = ("done", "abandoned")
-
-
-class Scene:
-    """A site with a gate before main's API and a host under load."""
-
-    def __init__(self, site: Site, gate: ApiGate) -> None:
-        self.site, self.gate = site, gate
-
-    async def begin(self) -> None:
-        await self.site.start_gateway()
-        self.host = await self.site.open_host()
-        self.load = await self.site.load(self.host, base=bytes(SIZE), **LOAD)
-        await self.written(50)
-
-    async def written(self, more: int) -> None:
-        """The host has done so many writes more: it is served."""
-        reached = self.load.total("writes") + more
-
-        async def done() -> bool:
-            return self.load.total("writes") >= reached
-        assert await eventually(done, 40), f"the host is not served: {self.load.faults()}"
-
-    async def run_to(self, phase: str) -> None:
-        """A detour is begun, and is in that phase."""
-        async with self.site.client() as client:
-            started = await self.site.begin(client)
-            document = await self.site.follow(client, started["id"], phase)
-            assert document["phase"] == phase, document
-
-    async def run_to_gate(self, method: str, answered: bool) -> None:
-        """A detour is begun, and its request to main's API waits at the gate."""
-        self.gate.stop_at(method, answered=answered)
-        async with self.site.client() as client:
-            await self.site.begin(client)
-        async with asyncio.timeout(40):
-            await self.gate.stopped.wait()
-
-    async def restart(self, dead_seconds: float = 0.0) -> None:
-        await self.site.kill_gateway()
-        self.gate.open()
-        await asyncio.sleep(dead_seconds)
-        await self.site.start_gateway()
-
-    async def end(self, outcomes: tuple[str, ...] = OUTCOMES) -> dict:
-        """The run is over; the host is home, was never wrong, and main is what it wrote."""
-        document = await self.site.wait_over()
-        assert document["result"] in outcomes, document
-        assert document["result"] == "done" or document["reason"], document
-        await self.check_end(document["result"] == "done")
-        return document
-
-    async def check_end(self, complete: bool) -> None:
-        await self.site.check_home()
-        await self.written(20)
-        await self.load.stop()
-        await self.host.flush()
-        check_load(self.load, self.site.main_image)
-        async with self.site.client() as client:
-            backups = await client.backups()
-        assert [backup["status"] for backup in backups] == ["complete"] * complete
-        if complete:
-            assert same_files(self.site.backup_image, self.site.pit_image) is None
-
-
-def played(tmp_path, play, **settings):
-    """Runs `play(scene)` on a new site."""
-    async def whole() -> None:
-        async with asyncio.timeout(LIMIT_SECONDS):
-            site = Site(tmp_path, SIZE, **settings)
-            async with ApiGate(tmp_path / "gate.sock", tmp_path / "main.sock") as gate:
-                site.main_api = tmp_path / "gate.sock"
-                async with site:
-                    scene = Scene(site, gate)
-                    await scene.begin()
-                    await play(scene)
-    asyncio.run(whole())
 
 
 # --- the gateway

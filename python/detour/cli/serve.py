@@ -6,6 +6,7 @@ import contextlib
 import click
 
 from detour.cli.support import run_async
+from detour.errors import ConfigError
 
 
 @click.command()
@@ -27,5 +28,8 @@ def command(path: str, check: bool) -> int:
     from detour.gateway import serve
 
     with contextlib.suppress(KeyboardInterrupt):        # a signal is how a server ends
-        run_async(serve(config))
+        try:
+            run_async(serve(config))
+        except ConfigError as error:                    # options of a driver are checked when it is made
+            raise ConfigError(error.reason, file=error.file or path, key=error.key, hint=error.hint) from None
     return 0

@@ -103,7 +103,7 @@ async def open_socket(host: str, port: int, source_ip: str | None, seconds: floa
                 return sock
             except OSError as error:
                 sock.close()
-                failure = error.strerror or str(error)
+                failure = os.strerror(error.errno) if error.errno else str(error)
             except BaseException:
                 sock.close()
                 raise
