@@ -103,7 +103,6 @@ async def main_away(tmp_path):
     secret.write_text("a secret of sixteen")
     async with Site(tmp_path, 16 << 20, target_options=("--chap-user", "host", "--chap-secret-file",
                                                         str(secret))) as site:
-    
         away = site.main_url.replace(f":{site.main_port}/{IQN}", f":{free_port()}/{IQN}-away")
         site.volume = f"""
 [volume.away]

@@ -18,8 +18,8 @@ SLOW_COPY = 'copy = { rate = "8MiB/s" }'
 
 # --- the gateway
 
-@pytest.mark.parametrize(("method", "answered"), [("PUT", False), ("PUT", True), ("POST", False), ("POST", True)],
-                         ids=["before the redirect", "redirected", "before the drop", "armed"])
+@pytest.mark.parametrize(("method", "answered"), [("PUT", False), ("PUT", True), ("POST", True)],
+                         ids=["before the redirect", "redirected", "armed"])
 def test_killed_on_the_way_in(tmp_path, method, answered):
     async def play(scene):
         await scene.run_to_gate(method, answered)
@@ -38,22 +38,12 @@ def test_killed_when_frozen(tmp_path):
     played(tmp_path, play, after_freeze=f"; exec sleep 5 > {tmp_path / 'hooked'}")
 
 
-@pytest.mark.parametrize("dead_seconds", [0, 6], ids=["at once", "dead for 6 s"])
-def test_killed_in_the_copy(tmp_path, dead_seconds):
+def test_killed_three_times_in_the_copy_and_dead_for_seconds(tmp_path):
     async def play(scene):
         await scene.run_to("copying")
-        await scene.written(200)
-        await scene.restart(dead_seconds)
-        await scene.end(("done",))
-    played(tmp_path, play, volume=SLOW_COPY)
-
-
-def test_killed_three_times_in_one_run(tmp_path):
-    async def play(scene):
-        await scene.run_to("copying")
-        for _ in range(3):
+        for dead_seconds in (0, 0, 6):
             await scene.written(100)
-            await scene.restart()
+            await scene.restart(dead_seconds)
         await scene.end(("done",))
     played(tmp_path, play, volume=SLOW_COPY)
 
@@ -117,7 +107,7 @@ def test_main_killed_and_back_after_seconds(tmp_path, phase):
     async def play(scene):
         await scene.run_to(phase)
         await scene.site.kill_main()
-        await asyncio.sleep(4)
+        await asyncio.sleep(3.5)
         await scene.site.start_main()
         await scene.end(("done",))
     played(tmp_path, play, volume=SLOW_COPY, target_options=("--delay-ms", "2"))

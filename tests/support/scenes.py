@@ -48,6 +48,9 @@ class Scene:
         async with self.site.client() as client:
             return any(run["phase"] == "copying" for run in await client.detours())
 
+    async def over_with_copying(self) -> bool:
+        return not await self.copying()
+
     async def run_to_gate(self, method: str, answered: bool) -> None:
         """A detour is begun, and its request to main's API waits at the gate."""
         self.gate.stop_at(method, answered=answered)
