@@ -49,6 +49,7 @@ class Scene:
             return any(run["phase"] == "copying" for run in await client.detours())
 
     async def over_with_copying(self) -> bool:
+        """Whether no run copies."""
         return not await self.copying()
 
     async def run_to_gate(self, method: str, answered: bool) -> None:
