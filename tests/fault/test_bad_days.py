@@ -118,6 +118,21 @@ def test_a_backup_storage_that_stands_still_and_two_cancels(tmp_path):
     asyncio.run(whole())
 
 
+def test_a_backup_storage_that_is_gone_when_the_gateway_comes_back(tmp_path):
+    async def whole():
+        async with SinkTarget(tmp_path) as sink:
+            async def play(scene):
+                await scene.run_to("copying")
+                await scene.written(100)
+                await scene.site.kill_gateway()
+                sink.child.kill()
+                await scene.site.start_gateway()
+                document = await scene.end(("abandoned",))
+                assert str(sink.port) in document["reason"], document
+            await play_whole(tmp_path, play, volume=SLOW_COPY, store_url=sink.url)
+    asyncio.run(whole())
+
+
 def test_a_journal_that_fills_while_the_backup_storage_stands_still(tmp_path):
     async def whole():
         async with SinkTarget(tmp_path) as sink:
@@ -156,6 +171,16 @@ def test_a_slow_main(tmp_path):
         assert (await scene.site.backup())["result"] == "done"
         await scene.check_end(True)
     played(tmp_path, play, target_options=("--delay-ms", "60"), volume='max-pause = "3s"')
+
+
+def test_a_cancel_while_main_does_not_answer_on_the_way_in(tmp_path):
+    async def play(scene):
+        await scene.run_to_gate("POST", False)
+        told = await scene.site.detour("cancel", "vol")
+        assert told.code == 0, told
+        document = await scene.end(("cancelled",))
+        assert document["exit_code"] == 3
+    played(tmp_path, play)
 
 
 @pytest.mark.parametrize("phase", ["copying", "catching-up"])

@@ -38,11 +38,13 @@ def test_killed_when_frozen(tmp_path):
     played(tmp_path, play, after_freeze=f"; exec sleep 5 > {tmp_path / 'hooked'}")
 
 
-def test_killed_three_times_in_the_copy_and_dead_for_seconds(tmp_path):
+def test_killed_and_stopped_in_the_copy_and_dead_for_seconds(tmp_path):
     async def play(scene):
         await scene.run_to("copying")
-        for dead_seconds in (0, 0, 6):
+        for in_order, dead_seconds in ((False, 0), (True, 0), (False, 6)):
             await scene.written(100)
+            if in_order:
+                assert await scene.site.gateway.end() == 0, "SIGTERM is how a server ends"
             await scene.restart(dead_seconds)
         await scene.end(("done",))
     played(tmp_path, play, volume=SLOW_COPY)
