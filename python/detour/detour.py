@@ -190,6 +190,8 @@ class DetourRun:
         self.phases.move(Phase.COPYING, Trigger.RECOVERY)
         if self.record is None:
             raise GiveUp(Result.ABANDONED, "the gateway was started again, and the catalog has no record of the backup")
+        if self.record.status is Status.COMPLETE:       # the gateway ended just before the journal said so too
+            return
         self._sink = await self.parts.open_sink(self.backup_id, True)
         await self._copy()
 

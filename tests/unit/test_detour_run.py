@@ -586,6 +586,14 @@ def test_after_a_restart_the_copy_goes_on(world):
     assert world.run.id == "db01-abc" and world.run.tag == "old"
 
 
+def test_after_a_restart_a_complete_backup_is_not_opened_again(world):
+    world.restarted(CORE_COPYING, world.catalog.put(partial(world).model_copy(update={"status": Status.COMPLETE}),
+                                                    b"\0" * 16))
+    assert world.go() is Result.DONE
+    assert {"open_sink resume", "copy_start"}.isdisjoint(world.live.log) and "catch_up" in world.live.log
+    assert len(world.catalog.list()) == 1
+
+
 def test_after_a_restart_without_the_backup_storage_the_host_goes_home(world):
     world.live.phase = CORE_COPYING
     world.live.fail["open_sink resume"] = [StorageError("the image that was begun is gone")]
