@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Where Debian puts tgtd, tgtadm, mke2fs: for the search for peers and for all that the tests start.
+os.environ["PATH"] = os.environ.get("PATH", "") + os.pathsep + os.pathsep.join(["/usr/sbin", "/sbin"])
+
 NEED_ROOT = {"tgtd"}
 CI = os.environ.get("CI") == "true"
 
@@ -17,7 +20,7 @@ def missing_peer(item: pytest.Item) -> str:
     """Why the foreign programs that a test names in `peer` marks cannot be run; "" when they can."""
     for mark in item.iter_markers("peer"):
         for name in mark.args:
-            if shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
+            if shutil.which(name) is None:
                 return f"{name} is not installed"
             if name in NEED_ROOT and os.geteuid() != 0:
                 return f"{name} needs root"

@@ -3,7 +3,6 @@ import asyncio
 import fcntl
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -356,8 +355,6 @@ class Tgtd:
 
 @pytest.fixture
 def tgtd(tmp_path):
-    if shutil.which("tgtd") is None:
-        pytest.fail("tgtd is not installed")
     daemon = Tgtd(tmp_path)
     yield daemon
     daemon.stop()
