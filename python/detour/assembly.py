@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from detour.backups.raw import place_of
 from detour.config import Config, GatewaySection, VolumeSection
 from detour.core.journal import JournalHandle
 from detour.core.target import TargetHandle
 from detour.core.volume import VolumeHandle
-from detour.errors import ConfigError, CorruptError, DetourError, StorageError
+from detour.errors import ConfigError, CorruptError, DetourError, StorageError, UnsupportedError
 from detour.iscsi.identity import Identity
 from detour.iscsi.initiator import Connection, connect, default_initiator_name
 from detour.iscsi.listener import Listener, TargetEntry
-from detour.redirect.base import Address, Memo, OwnSession, RedirectDriver, VolumeContext, make_driver
+from detour.redirect.base import REGISTRY, Address, Memo, OwnSession, RedirectDriver, VolumeContext, make_driver
 from detour.run_parts import CORE_PASS
 from detour.runtime import Runtime
 from detour.stores import open_store
-from detour.urls import IscsiUrl, parse_endpoint
+from detour.urls import FileUrl, IscsiUrl, parse_endpoint
 from detour.volumes import LiveVolume, Recovered
 
 log = structlog.get_logger(__name__)
@@ -36,20 +39,30 @@ SUPERBLOCK_BYTES = 4096
 
 
 class TargetPortal:
-    """The gateway's door for the hosts of one target (volumes.Portal)."""
+    """The gateway's door for the hosts of one target (volumes.Portal). From `admit` to `turn_home` hosts depend on the
+    gateway's sessions to main: these are then tried again without an end when they are lost, so that the host meets a
+    slow disk and not an error."""
 
     def __init__(self, listener: Listener, entry: TargetEntry, main: str | None) -> None:
         self._listener = listener
         self._entry = entry
         self._main = main               # main's portal, "host:port"; None: main is no target, hosts stay here
+        self.units: list[Unit] = []     # of the target
 
     def admit(self) -> None:
+        self._insist(True)
         self._entry.redirect = None
         self._entry.accepting = True
 
     def turn_home(self) -> None:
         self._entry.redirect = self._main
         self._entry.accepting = self._main is None
+        self._insist(self._main is None)
+
+    def _insist(self, wanted: bool) -> None:
+        for unit in self.units:
+            if isinstance(unit.main, Connection):
+                unit.main.insist(wanted)
 
     def wait(self) -> None:
         """Logins are told to come again."""
@@ -99,6 +112,12 @@ class TargetGroup:
     entry: TargetEntry
     portal: TargetPortal
     units: list[Unit] = field(default_factory=list)
+    ready: bool = False             # every volume is in place: hosts may be moved here
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not ready, of the first volume that has a reason."""
+        return next((unit.trouble for unit in self.units if unit.trouble), "main is being opened")
 
     def own_tsihs(self) -> frozenset[int]:
         """Session handles that main gave the gateway, of the sessions that are attached now."""
@@ -110,10 +129,46 @@ def gateway_address(section: GatewaySection) -> Address:
     """What redirects tell the hosts. ConfigError when it cannot be known."""
     text = section.advertise or section.listen[0]
     address = Address(*parse_endpoint(text, 3260))
-    if address.host in ("0.0.0.0", "::", ""):
-        raise ConfigError("the address that redirects tell the hosts is not known", key="gateway.advertise",
+    reason = ""
+    if not address.numeric:
+        reason = f"a redirect tells the hosts an IP address, not the name {address.host!r}"
+    elif ipaddress.ip_address(address.host).is_unspecified or not address.port:
+        reason = f"the address that redirects tell the hosts is not known: {address} is none that a host can connect to"
+    if reason:
+        raise ConfigError(reason, key="gateway.advertise",
                           hint="Write the gateway's IP address and port into gateway.advertise.")
     return address
+
+
+def check_served(config: Config) -> None:
+    """Refuses what the configuration may say, and this version cannot do, before anything is begun. ConfigError."""
+    mains = {name: place_text(section.main) for name, section in config.volume.items()}
+    for name, section in config.volume.items():
+        if section.redirect["driver"] not in REGISTRY:
+            raise ConfigError(f"the redirect driver {section.redirect['driver']!r} is not in this version; there are "
+                              + ", ".join(sorted(REGISTRY)), key=f"volume.{name}.redirect.driver")
+        if isinstance(section.main, IscsiUrl) and section.target_name.lower() != section.main.target.lower():
+            raise ConfigError(f"a host that main redirects asks for the same name here, {section.main.target}",
+                              key=f"volume.{name}.target")
+    journals = {place_text(FileUrl(str(section.journal.path))): name for name, section in config.volume.items()}
+    for name, store in config.store.items():
+        key = f"store.{name}.url"
+        try:
+            place = place_of(store.url, "check")
+        except UnsupportedError as error:
+            raise ConfigError(error.message, key=key, hint=error.hint) from None
+        for text in {place_text(place.url), place_text(store.url)}:
+            if text in mains.values():
+                raise ConfigError("the backups would be written onto a volume's main storage", key=key)
+            if text in journals:
+                raise ConfigError(f"the backups would be written onto the journal of {journals[text]}", key=key)
+
+
+def place_text(url: Any) -> str:
+    """One text for each place, however it is written: a portal's name counts as another place than its address."""
+    if isinstance(url, IscsiUrl):
+        return f"iscsi {url.host.lower()} {url.port} {url.target.lower()} {url.lun}"
+    return f"file {os.path.realpath(url.path)}" if isinstance(url, FileUrl) else ""
 
 
 def initiator_name(section: VolumeSection) -> str:
@@ -162,6 +217,7 @@ def make_groups(runtime: Runtime, listener: Listener, config: Config, gateway: A
             entry = listener.add_target(TargetEntry(iqn, handle, auth, accepting=False))
             main = section.main.portal if isinstance(section.main, IscsiUrl) else None
             groups[iqn] = TargetGroup(iqn, reactor, handle, entry, TargetPortal(listener, entry, main))
+            groups[iqn].portal.units = groups[iqn].units
         groups[iqn].units.append(unit)
         unit.driver.own_tsihs = groups[iqn].own_tsihs
     return list(groups.values())
@@ -187,15 +243,47 @@ async def assemble(runtime: Runtime, group: TargetGroup, state: Path) -> None:
         return
     await _fill_target(runtime, group)
     if any(_unfinished(unit) for unit in group.units):
+        await _wait_for_old_writes(group)
         group.portal.admit()
     else:
+        await _refuse_a_stray_redirect(group)
         group.portal.turn_home()
+    group.ready = True
+
+
+async def _wait_for_old_writes(group: TargetGroup) -> None:
+    """Before the freeze, dropped sessions may still have writes under way on main: the run that goes on lets commands
+    through when they have ended. After it, hosts are served at once."""
+    lives = [unit.live for unit in group.units if unit.live is not None]
+    if all(live.phase == CORE_PASS for live in lives):
+        for live in lives:
+            await live.arm()
+
+
+async def _refuse_a_stray_redirect(group: TargetGroup) -> None:
+    """Main sends hosts here, and neither journal nor marker knows of a detour. Perhaps this is not the state folder
+    that it was; then a journal somewhere has what hosts wrote, and main is old. Nobody is let in before that is clear.
+    """
+    unit = group.units[0]
+    while True:
+        try:
+            await unit.driver.verify(unit.driver.context.gateway)
+        except (DetourError, OSError):
+            unit.trouble = ""
+            return
+        if not unit.trouble:
+            group.portal.wait()
+            unit.trouble = ("main redirects to this gateway, but no detour is known here: is gateway.state the folder "
+                            "that it was? If it is, and main's data is right, clear the redirect on main by hand")
+            log.error(unit.trouble, volume=unit.name, target=group.iqn)
+        await asyncio.sleep(RETRY_S)
 
 
 async def _fill_target(runtime: Runtime, group: TargetGroup) -> None:
     lives = [unit.live for unit in group.units if unit.live is not None]
     for unit, live in zip(group.units, lives, strict=True):
         live.luns = frozenset(one.section.lun for one in group.units)
+        live.siblings = tuple(other for other in lives if other is not live)
         await runtime.wait(group.handle.set_lun(unit.section.lun, live.volume), context=f"LUN of {unit.name}")
     await runtime.wait(group.handle.set_fallback(lives[0].volume), context=f"target {group.iqn}")
     group.entry.portal_group = getattr(lives[0].main, "portal_group", None) or 1
@@ -212,6 +300,7 @@ async def _open_journal(group: TargetGroup, unit: Unit) -> None:
     """A journal that is there is opened before anything else: it tells whether a detour is unfinished."""
     path = unit.section.journal.path
     try:
+        await asyncio.to_thread(_check_marker, unit)
         if not await asyncio.to_thread(_holds_anything, path):
             return
         unit.journal = await asyncio.to_thread(JournalHandle.open, group.reactor, path)
@@ -219,6 +308,24 @@ async def _open_journal(group: TargetGroup, unit: Unit) -> None:
     except (DetourError, OSError) as error:
         unit.trouble, unit.damaged = str(error), True
         log.error("the journal cannot be opened", volume=unit.name, path=str(path), reason=unit.trouble)
+
+
+def _check_marker(unit: Unit) -> None:
+    """A detour that was begun has its journal where the configuration says. StorageError: what hosts wrote may be in
+    another journal, and main must not be shown to them without it."""
+    path = unit.section.journal.path
+    try:
+        marked = unit.marker.read()
+    except DetourError:
+        return
+    if marked is None:
+        return
+    begun_with = marked.get("journal") or str(path)
+    if os.path.realpath(begun_with) != os.path.realpath(path) or not _holds_anything(path):
+        raise StorageError(f"the detour that is unfinished has its journal in {begun_with}, which is "
+                           + ("not there" if os.path.realpath(begun_with) == os.path.realpath(path) else f"not {path}"),
+                           hint=f"Bring the journal back. Only if it is lost for good: remove {unit.marker.path}, and "
+                           "hosts meet main as it is.")
 
 
 def _holds_anything(path: Path) -> bool:
@@ -232,6 +339,7 @@ def _holds_anything(path: Path) -> bool:
 
 async def _bring_up(runtime: Runtime, group: TargetGroup, unit: Unit, state: Path) -> None:
     """One try; what it reached is kept for the next one. The reason of a failure is in `unit.trouble`."""
+    live = None
     try:
         if unit.main is None:
             unit.main = await _open_main(runtime, group, unit, state)
@@ -240,11 +348,15 @@ async def _bring_up(runtime: Runtime, group: TargetGroup, unit: Unit, state: Pat
         if unit.journal.needs_recovery:
             await _recover(unit, live)
         unit.live, unit.trouble = live, ""
-    except (DetourError, OSError) as error:
+    except Exception as error:
+        known = isinstance(error, DetourError | OSError)
         unit.damaged = isinstance(error, CorruptError)
         if str(error) != unit.trouble:
-            log.error("the volume is not there", volume=unit.name, reason=str(error))
-        unit.trouble = str(error)
+            log.error("the volume is not there", volume=unit.name, reason=str(error), exc_info=None if known else error)
+        unit.trouble = str(error) or type(error).__name__
+        if live is not None:
+            await live.close()
+            await runtime.wait(live.volume.close(), check=False)
 
 
 async def _recover(unit: Unit, live: LiveVolume) -> None:

@@ -6,7 +6,7 @@
 The outward way runs as a task of its own, so that a cancel or a fault ends it wherever it is. Whatever it left behind,
 the homeward way goes on from what the core says: with a frozen volume over catch-up, else straight to clearing the
 redirect. Each homeward step that fails is tried again while the host is served; rule 10 of the design: home is always
-reachable, and may be asked for twice. A run never raises past its own task.
+reachable, and may be asked for twice. Nothing but the end of the gateway ends a run before its host is home.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import structlog
@@ -25,11 +25,14 @@ from detour.backups.catalog import BackupRecord, Status, new_backup_id
 from detour.backups.raw import Sink, remove_partial
 from detour.cutover import History, Limits, Round, Step
 from detour.errors import BusyError, DetourError, StorageError, from_status
+from detour.hook import run_hook
 from detour.phases import EXIT_CODES, Phase, Phases, Result, Trigger
 from detour.progress import Figures, iso
 from detour.redirect.base import wait_gone
 from detour.run_parts import (
+    CORE_ARMED,
     CORE_COPYING,
+    CORE_HOLDING,
     CORE_PASS,
     Backoff,
     CopyWatch,
@@ -38,6 +41,7 @@ from detour.run_parts import (
     end_tasks,
     sentence_of,
 )
+from detour.watch import MainWatch
 
 log = structlog.get_logger(__name__)
 
@@ -65,10 +69,13 @@ class DetourRun:
         self.figures = Figures(parts.live)
         self._outcome: Result | None = None     # what the result will be
         self._sink: Sink | None = None
-        self._uncut: set[asyncio.Task[Any]] = set()
+        self._sink_leaving: asyncio.Task[None] | None = None
+        self._uncut: set[asyncio.Task[Any]] = set()     # steps of the core: their end is always waited for
+        self._filing: set[asyncio.Task[Any]] = set()    # steps of the catalog and the backup storage: for a while
+        self._dropped = False                           # sessions on main were, and may have writes under way there
         self._cancelled = asyncio.Event()
         self._changed = asyncio.Event()          # set, and replaced, at each change
-        self._spoilt = ""
+        self._watch = MainWatch(parts, self._must_redirect, self._warn)
         self._redirect_s = 0.0                  # how long setting and verifying the redirect took
         self._resume_phase: int | None = None
         self._held_since: float | None = None
@@ -123,13 +130,12 @@ class DetourRun:
 
     async def run(self) -> Result:
         """The whole run. CancelledError passes (the gateway stops; the journal keeps what is needed to go on)."""
-        ticker = asyncio.create_task(self._tick())
-        guard = asyncio.create_task(self._guard())
+        beside = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch.run())]
         try:
             await self._outward()
-            await self._homeward()
+            await self._until_home()
         finally:
-            await end_tasks(ticker, guard)
+            await end_tasks(*beside)
         self.figures.settle()
         self.result = self._outcome or Result.DONE
         log.info("the detour is over", volume=self.live.name, detour=self.id, result=self.result.value,
@@ -172,18 +178,20 @@ class DetourRun:
             raise GiveUp(Result.ABANDONED, f"the hosts could not be moved within {self.settings.arm_limit_s:g} s"
                          ) from None
         self.phases.move(Phase.FROZEN)
-        await self._begin_record()
+        assert self.record is not None
+        await self._whole(self._put_record(self.record.model_copy(update={"pit_ns": self.pit_ns})), self._filing)
         await self._hook()
         self.phases.move(Phase.COPYING)
         await self._copy()
 
     async def _resumed_steps(self) -> None:
         """After a restart, from what the journal says."""
+        await self._watch.look()                # main may have lost its redirect while nobody looked
         if self._resume_phase != CORE_COPYING:
             if self.record is None or self.record.status is not Status.COMPLETE:
                 self._outcome = Result.ABANDONED
                 self.reason = ("the gateway was started again before the point in time"
-                               if self._resume_phase == CORE_PASS and self.record is None else
+                               if self._resume_phase == CORE_PASS and not self.pit_ns else
                                "the gateway was started again after the backup had been given up")
             return
         self.figures.frozen = True
@@ -195,6 +203,10 @@ class DetourRun:
         self._sink = await self.parts.open_sink(self.backup_id, True)
         await self._copy()
 
+    def _must_redirect(self) -> bool:
+        """From the freeze to the release: what hosts wrote since is not all on main."""
+        return self.live.phase >= CORE_COPYING
+
     # -- outward -----------------------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
@@ -203,6 +215,7 @@ class DetourRun:
         await live.check_main(self.settings.check_limit_s)
         if live.phase != CORE_PASS:
             raise BusyError(f"the volume {live.name} is in a detour already")
+        await live.forget_sink(self.settings.sink_limit_s)      # the backup storage of an earlier run has let go
         await self.parts.driver.prepare()
         foreign = await live.foreign_disks()
         if foreign:
@@ -210,18 +223,24 @@ class DetourRun:
                 f"main's target has disks that are not configured: LUN {', '.join(map(str, foreign))}",
                 hint="A redirect moves the whole target; configure these LUNs as volumes, or give them another target.")
         self._sink = await self.parts.open_sink(self.backup_id, False)
+        await self._begin_record(self._sink)
 
     async def _redirect(self) -> None:
         """S101-S104 in the order that FIELD and RFC ask for: accept here, redirect there, drop, wait, barrier."""
         live, driver = self.live, self.parts.driver
-        self.parts.marker.write({"detour": self.id, "volume": live.name, "address": str(self.parts.address)})
-        await live.arm()
+        self.parts.marker.write({"detour": self.id, "volume": live.name, "address": str(self.parts.address),
+                                 "backup": self.backup_id, "journal": str(live.journal_path)})
+        for volume in self._all_volumes():      # no command on any LUN before old writes on main have ended
+            await volume.arm()
         live.portal.admit()
+        if live.main_is_lost:
+            raise StorageError("main was lost just before the redirect")
         begun = time.monotonic()
         await driver.set(self.parts.address)
         await driver.verify(self.parts.address)
         self._redirect_s = time.monotonic() - begun
         await driver.fence()
+        self._dropped = True
         dropped = await driver.drop_all()
         log.info("main redirects", volume=live.name, to=str(self.parts.address), dropped=dropped)
         await wait_gone(driver, self.settings.arm_limit_s, self.settings.poll_s)
@@ -241,72 +260,68 @@ class DetourRun:
                 break
             except BusyError:
                 await asyncio.sleep(0.01)
+        for volume in self.live.siblings:
+            await volume.disarm()
         log.info("main is frozen", volume=self.live.name, detour=self.id, pit_ns=self.pit_ns)
 
     async def _freeze_now(self, note: dict[str, Any]) -> None:
         self.pit_ns = await self.live.freeze(os.urandom(16), note)
         self.figures.frozen = True
 
-    async def _whole(self, step: Coroutine[Any, Any, None]) -> None:
+    async def _whole(self, step: Coroutine[Any, Any, None], kind: set[asyncio.Task[Any]] | None = None) -> None:
         """A step that a cancel does not cut short: the way home waits for its end, so that what it did is known."""
         task = asyncio.create_task(step)
-        self._uncut.add(task)
+        (self._uncut if kind is None else kind).add(task)
         await asyncio.shield(task)
+
+    def _all_volumes(self) -> Iterable[Any]:
+        return (self.live, *self.live.siblings)
 
     async def _put_record(self, record: BackupRecord, checksums: bytes | None = None) -> None:
         self.record = await asyncio.to_thread(self.parts.catalog.put, record, checksums)
 
-    async def _begin_record(self) -> None:
-        assert self._sink is not None
+    async def _begin_record(self, sink: Sink) -> None:
+        """Before the freeze: wherever the gateway may be killed, its next start knows what it had begun to write."""
         await self._whole(self._put_record(BackupRecord(
-            id=self.backup_id, volume=self.live.name, detour=self.id, store=self.store, url=self._sink.url,
-            partial_path=self._sink.partial_path, tag=self.tag, size_bytes=self.live.size_bytes,
-            block_bytes=self.live.block_bytes, pit_ns=self.pit_ns, started_ns=int(self.started_at * 1e9),
-            identity=self.parts.identity)))
+            id=self.backup_id, volume=self.live.name, detour=self.id, store=self.store, url=sink.url,
+            partial_path=sink.partial_path, tag=self.tag, size_bytes=self.live.size_bytes,
+            block_bytes=self.live.block_bytes, started_ns=int(self.started_at * 1e9), identity=self.parts.identity)),
+            self._filing)
 
     async def _hook(self) -> None:
         """The administrator's command at the freeze. Its failure is a warning: the point in time is taken already."""
-        if not self.settings.hook:
-            return
-        environment = {**os.environ, "DETOUR_VOLUME": self.live.name, "DETOUR_PIT_NS": str(self.pit_ns),
-                       "DETOUR_ID": self.id, "DETOUR_BACKUP_ID": self.backup_id, "DETOUR_TAG": self.tag}
-        process = None
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *self.settings.hook, env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
-            async with asyncio.timeout(self.settings.hook_limit_s):
-                code = await process.wait()
-            if code != 0:
-                self._warn(f"the hook ended with {code}")
-        except TimeoutError:
-            self._warn(f"the hook took longer than {self.settings.hook_limit_s:g} s and was ended")
-        except OSError as error:
-            self._warn(f"the hook cannot be run: {error.strerror}")
-        finally:
-            if process is not None and process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, 9)
-                await process.wait()
+        if self.settings.hook:
+            failure = await run_hook(self.settings.hook, {
+                "DETOUR_VOLUME": self.live.name, "DETOUR_PIT_NS": str(self.pit_ns), "DETOUR_ID": self.id,
+                "DETOUR_BACKUP_ID": self.backup_id, "DETOUR_TAG": self.tag}, self.settings.hook_limit_s)
+            if failure:
+                self._warn(failure)
 
     async def _copy(self) -> None:
         """S201-S202: main to the backup; the host's pressure, the backup's faults and main's sessions are watched."""
         assert self._sink is not None and self.record is not None
         if not self.live.copy_is_complete:
+            self.live.forget_faults()
             ended = await self.live.copy_start(self._sink.store, self.settings.copy_window,
                                                self.settings.copy_bytes_per_second)
             watch = CopyWatch(self.settings, self.live)
             while not ended.done():
                 await asyncio.wait({ended}, timeout=self.settings.poll_s)
-                trouble = self._spoilt or watch.trouble(self.figures.sample())
+                trouble = self._watch.spoilt or watch.trouble(self.figures.sample())
                 if trouble and not ended.done():
                     raise GiveUp(Result.ABANDONED, trouble)
             end = ended.result()
             if end.status < 0:
                 raise GiveUp(Result.ABANDONED, f"the copy failed at byte {end.failing_offset_bytes}: "
                              + from_status(end.status).message)
-        if self._spoilt:
-            raise GiveUp(Result.ABANDONED, self._spoilt)
-        await self._whole(self._publish(self._sink, self.record))
+        if self._watch.spoilt:
+            raise GiveUp(Result.ABANDONED, self._watch.spoilt)
+        try:
+            async with asyncio.timeout(self.settings.stall_limit_s):
+                await self._whole(self._publish(self._sink, self.record), self._filing)
+        except TimeoutError:
+            raise GiveUp(Result.ABANDONED, f"the backup storage did not complete the image within "
+                         f"{self.settings.stall_limit_s:g} s") from None
         self.figures.sample()
         log.info("the backup is complete", volume=self.live.name, backup=self.backup_id)
 
@@ -317,41 +332,101 @@ class DetourRun:
 
     # -- homeward ----------------------------------------------------------------------------------------------------
 
+    async def _until_home(self) -> None:
+        """The homeward way, again from where the core is when a step failed in a way that nobody thought of."""
+        waits = Backoff(self.settings)
+        while True:
+            try:
+                await self._homeward()
+                return
+            except Exception as error:
+                log.exception("the way home failed and is tried again", volume=self.live.name, detour=self.id)
+                self._warn(f"the way home failed and is tried again: {sentence_of(error)}")
+                await self._serve_again()
+                if self.phases.now is Phase.HOLDING and self.live.phase >= CORE_COPYING:
+                    self.phases.move(Phase.CATCHING_UP, Trigger.FAULT)
+                await asyncio.sleep(waits.next())
+
     async def _homeward(self) -> None:
-        await asyncio.gather(*self._uncut, return_exceptions=True)
-        given_up = self._outcome is not None
-        if given_up and self.phases.now in (Phase.IDLE, Phase.PREPARING) and self._resume_phase is None:
+        await self._settle()
+        if self._nothing_changed():
             await self._stay_home()
             return
+        given_up = self._outcome is not None
         trigger = Trigger.OPERATOR if self._outcome is Result.CANCELLED else Trigger.FAULT
         if given_up and self.phases.may(Phase.ABANDONING, trigger):
             self.phases.move(Phase.ABANDONING, trigger)
-        sink_gone = asyncio.create_task(self._give_up_sink()) if given_up else None
+        if given_up and self._sink_leaving is None:
+            self._sink_leaving = asyncio.create_task(self._give_up_sink())
         edge = Trigger.RECOVERY if self.phases.now is Phase.IDLE else Trigger.DRIVER
+        await self._let_through()
         if self.live.phase >= CORE_COPYING:
             self.figures.frozen = True
             await self._insist("catch-up", lambda: self.live.catch_up(
                 self.settings.reads_from_backup and not given_up and self._sink is not None))
-            self.phases.move(Phase.CATCHING_UP, edge)
+            self._enter(Phase.CATCHING_UP, edge)
             await self._catch_up()
         else:
-            await self._leave_unfrozen()
-            self.phases.move(Phase.GOING_HOME, edge)
+            await self._clear_and_hold()
+            self._enter(Phase.GOING_HOME, edge)
         await self._send_home()
-        if sink_gone is not None:
-            await sink_gone
+        if self._sink_leaving is not None:
+            await self._sink_leaving
         else:
             await self._close_sink()
         self.phases.move(Phase.HOME)
+
+    async def _settle(self) -> None:
+        """Waits for what was begun and could not be cut short, and takes its outcome into account."""
+        await asyncio.gather(*self._uncut, return_exceptions=True)
+        if self._filing:
+            _, late = await asyncio.wait(self._filing, timeout=self.settings.sink_limit_s)
+            if late:
+                self._warn("the backup storage or the catalog does not answer")
+        if self._outcome is Result.CANCELLED and self.record is not None and self.record.status is Status.COMPLETE:
+            self._outcome, self.reason = None, ""       # the cancel came when the backup was complete already
+
+    def _nothing_changed(self) -> bool:
+        return (self._outcome is not None and self._resume_phase is None
+                and self.phases.now in (Phase.IDLE, Phase.PREPARING))
+
+    def _enter(self, phase: Phase, trigger: Trigger) -> None:
+        if self.phases.now is not phase:
+            self.phases.move(phase, trigger)
 
     async def _stay_home(self) -> None:
         """Nothing on main or on the host's way was changed."""
         if self.phases.now is Phase.IDLE:
             self.phases.move(Phase.PREPARING)
         if self._sink is not None:
-            await self._quietly("closing the backup storage", self._sink.discard())
-            self._sink = None
+            await self._give_up_sink()
         self.phases.move(Phase.HOME, Trigger.OPERATOR if self._outcome is Result.CANCELLED else Trigger.FAULT)
+
+    async def _let_through(self) -> None:
+        """Commands that waited for a freeze which did not come go straight to main, once no old write of a dropped
+        session can land there behind them; those of the other volumes of the target in any case."""
+        if self.live.phase == CORE_ARMED:
+            await self._quietly("waiting for old writes on main", self._no_stale_writes())
+        for volume in self._all_volumes():
+            await self._insist("letting commands through to main", lambda one=volume: self._disarm(one))
+
+    @staticmethod
+    async def _disarm(volume: Any) -> None:
+        if volume.phase == CORE_ARMED:          # else a freeze that was slow came after all
+            await volume.disarm()
+
+    async def _no_stale_writes(self) -> None:
+        """Returns when nobody but the gateway is on main any more, if hosts were dropped at all. Bounded."""
+        driver, settings = self.parts.driver, self.settings
+        if self._resume_phase is None and not self._dropped:
+            return
+        if self._resume_phase is not None:
+            with contextlib.suppress(DetourError):
+                await driver.verify(None)
+                return                          # hosts are on main by right
+        async with asyncio.timeout(settings.stale_limit_s):
+            while any(not session.ours for session in await driver.sessions()):
+                await asyncio.sleep(settings.poll_s)
 
     async def _catch_up(self) -> None:
         """Rounds (S501-S514) until the decision (S601-S603) lets the host go home and that has worked."""
@@ -389,25 +464,21 @@ class DetourRun:
 
     async def _cut_over(self) -> bool:
         """S601-S604, S701-S704. False: it was put off, and the host is served on, still on the overlay."""
-        self.phases.move(Phase.HOLDING)
-        if not await self._hold_and_clear():
-            if self.live.phase >= CORE_COPYING:
-                self.phases.move(Phase.CATCHING_UP, Trigger.FAULT)
+        async with self._watch.lock:
+            try:
+                await self._watch.keep_redirecting()        # hosts are not held for a main that does not answer
+            except (DetourError, OSError) as error:
+                self._warn(f"the way home was put off: {sentence_of(error)}")
                 return False
-            await self._clear_until_it_works()
+            self.phases.move(Phase.HOLDING)
+            home = await self._hold_and_clear()
+        if not home and self.live.phase >= CORE_COPYING:
+            self.phases.move(Phase.CATCHING_UP, Trigger.FAULT)
+            return False
+        if not home:
+            await self._clear_and_hold()
         self.phases.move(Phase.GOING_HOME)
         return True
-
-    async def _leave_unfrozen(self) -> None:
-        """Given up before the freeze: commands that waited go straight to main, until the hosts can be sent home."""
-        await self._insist("letting commands through to main", self.live.disarm)
-        await self._clear_until_it_works()
-
-    async def _clear_until_it_works(self) -> None:
-        """Main is right already, and hosts on the gateway are served straight from it."""
-        waits = Backoff(self.settings)
-        while not await self._hold_and_clear():
-            await asyncio.sleep(waits.next())
 
     async def _hold_and_clear(self) -> bool:
         """Hold, drain, last round, flush of main, release, redirect cleared. False: something failed, the hold is over.
@@ -415,30 +486,52 @@ class DetourRun:
         The release comes before the redirect is cleared: from that moment on a host may write to main by itself, and a
         journal that still counted would be replayed over it after a crash.
         """
+        async def steps() -> None:
+            await self._hold_and_drain()
+            await self.live.hold()
+            await self.live.drain()
+            await self._last_rounds()
+            await self.live.flush_main(self.settings.hold_limit_s)
+            await self._whole(self.live.release())
+            await self._clear_redirect()
+        return await self._while_held(steps)
+
+    async def _clear_and_hold(self) -> None:
+        """Main is right already, and hosts on the gateway are served straight from it: they need not wait for a main
+        that does not let its redirect be cleared. Then they are held, so that no write is under way when they leave."""
+        async def clear() -> None:
+            async with self._watch.lock:
+                await self._clear_redirect()
+        await self._insist("clearing the redirect", clear)
+        waits = Backoff(self.settings)
+        while not await self._while_held(self._hold_and_drain):
+            await asyncio.sleep(waits.next())
+
+    async def _hold_and_drain(self) -> None:
+        await self.live.hold_hosts()
+        await self.live.drain_hosts()
+
+    async def _while_held(self, steps: Callable[[], Awaitable[None]]) -> bool:
+        """Does what hosts are held for. False: it failed or took too long, and hosts are served again."""
         self._held_since = time.monotonic()
         try:
             async with asyncio.timeout(self.settings.hold_limit_s):
-                await self.live.hold_hosts()
-                await self.live.drain_hosts()
-                if self.live.phase >= CORE_COPYING:
-                    await self.live.hold()
-                    await self.live.drain()
-                    await self._last_rounds()
-                await self.live.flush_main(self.settings.hold_limit_s)
-                if self.live.phase >= CORE_COPYING:
-                    await self._whole(self.live.release())
-                await self._clear_redirect()
+                await steps()
             return True
         except (DetourError, TimeoutError, OSError) as error:
             self._warn(f"the way home was put off: {sentence_of(error)}")
-        await asyncio.gather(*self._uncut, return_exceptions=True)
-        overlay = self.live.phase >= CORE_COPYING
-        if overlay:
-            await self._quietly("opening the volume again", self.live.unhold())
-        await self._quietly("opening the command windows", self.live.resume_hosts())
-        if overlay:     # main must redirect while the overlay counts: what a failed clear left behind is unknown
-            await self._quietly("setting the redirect again", self._set_again())
+        await self._serve_again()
         return False
+
+    async def _serve_again(self) -> None:
+        """Hosts go on where they are. Whether a release that was begun came to its end is known before."""
+        await asyncio.gather(*self._uncut, return_exceptions=True)
+
+        async def reopen() -> None:
+            if self.live.phase == CORE_HOLDING:
+                await self.live.unhold()
+        await self._insist("opening the volume again", reopen)
+        await self._insist("opening the command windows", self.live.resume_hosts)
 
     async def _last_rounds(self) -> None:
         while True:
@@ -447,15 +540,6 @@ class DetourRun:
             self.figures.caught_up_bytes += done
             if self.live.stats()["unreflected_bytes"] == 0:
                 return
-
-    async def _set_again(self) -> None:
-        driver = self.parts.driver
-        try:
-            await driver.verify(self.parts.address)
-        except DetourError:
-            await driver.set(self.parts.address)
-            await driver.verify(self.parts.address)
-        await driver.fence()
 
     async def _clear_redirect(self) -> None:
         """First the access rules, while main still redirects; then the redirect. Both may be asked for twice."""
@@ -469,12 +553,11 @@ class DetourRun:
         """Main is right and takes logins: hosts are sent there at once (Async Message event 3, Time2Wait 0)."""
         live = self.live
         live.portal.turn_home()
-        leaving = asyncio.create_task(live.send_home())
-        await self._insist("letting go of the volume", live.disarm)
-        await asyncio.wait({leaving}, timeout=self.settings.hold_limit_s)
-        if not leaving.done():
+        try:
+            async with asyncio.timeout(self.settings.hold_limit_s):
+                await live.send_home()
+        except TimeoutError:
             self._warn("some sessions did not end in time")
-        await end_tasks(leaving)
         if self._held_since is not None:
             self.figures.actual_ms = (time.monotonic() - self._held_since) * 1e3
         await self._quietly("the end of the throttle", live.throttle(0))
@@ -492,8 +575,10 @@ class DetourRun:
             await self._quietly("letting go of the backup storage", self.live.forget_sink(limit))
             await self._quietly("clearing the backup storage", asyncio.wait_for(sink.discard(), limit))
         if record is not None and record.status is Status.PARTIAL:
-            await self._quietly("clearing the partial image", asyncio.to_thread(remove_partial, record))
-            await self._quietly("clearing the catalog", asyncio.to_thread(self.parts.catalog.remove, record.id))
+            await self._quietly("clearing the partial image",
+                                asyncio.wait_for(asyncio.to_thread(remove_partial, record), limit))
+            await self._quietly("clearing the catalog",
+                                asyncio.wait_for(asyncio.to_thread(self.parts.catalog.remove, record.id), limit))
             self.record = None
 
     async def _close_sink(self) -> None:
@@ -505,28 +590,18 @@ class DetourRun:
 
     # -- beside the run ----------------------------------------------------------------------------------------------
 
-    async def _guard(self) -> None:
-        """Rule 7: a session that reappears on main is noticed, dropped, and ends a copy that it may have spoilt."""
-        driver = self.parts.driver
-        while True:
-            await asyncio.sleep(self.settings.guard_s)
-            if self.phases.now not in (Phase.FROZEN, Phase.COPYING, Phase.ABANDONING, Phase.CATCHING_UP):
-                continue
-            try:
-                strangers = [session for session in await driver.sessions() if not session.ours]
-                if not strangers or self.phases.now not in (Phase.FROZEN, Phase.COPYING, Phase.CATCHING_UP):
-                    continue
-                names = ", ".join(sorted({session.initiator for session in strangers}))
-                self._spoilt = f"{names} logged in to main during the detour"
-                self._warn(self._spoilt)
-                await self._set_again()
-                await driver.drop_all()
-            except (DetourError, OSError) as error:
-                self._warn(f"main could not be looked at: {sentence_of(error)}")
-
     async def _tick(self) -> None:
+        """Keeps the figures fresh, and tells of a main that is lost for long."""
+        lost_since, told = 0.0, False
         while True:
             self.figures.sample()
+            if not self.live.main_is_lost:
+                lost_since, told = 0.0, False
+            elif not lost_since:
+                lost_since = time.monotonic()
+            elif not told and time.monotonic() - lost_since > self.settings.guard_s:
+                told = True
+                self._warn(f"main is lost, and tried again without an end: {self.live.main_trouble}")
             await asyncio.sleep(self.settings.poll_s)
 
     async def _insist(self, what: str, step: Callable[[], Awaitable[Any]]) -> None:
@@ -536,19 +611,22 @@ class DetourRun:
             try:
                 await step()
                 return
-            except (DetourError, TimeoutError, OSError) as error:
-                self._warn(f"{what} failed and is tried again: {sentence_of(error)}")
+            except Exception as error:
+                self._warn(f"{what} failed and is tried again: {sentence_of(error)}", error)
                 await asyncio.sleep(waits.next())
 
     async def _quietly(self, what: str, step: Awaitable[Any]) -> None:
         """A step that the way home does not depend on."""
         try:
             await step
-        except (DetourError, TimeoutError, OSError) as error:
-            self._warn(f"{what} failed: {sentence_of(error)}")
+        except Exception as error:
+            self._warn(f"{what} failed: {sentence_of(error)}", error)
 
-    def _warn(self, sentence: str) -> None:
-        log.warning(sentence, volume=self.live.name, detour=self.id, phase=self.phases.now.value)
+    def _warn(self, sentence: str, error: Exception | None = None) -> None:
+        """For the log and the run's document; an error that nobody thought of is logged with its traceback."""
+        known = error is None or isinstance(error, DetourError | TimeoutError | OSError)
+        log.warning(sentence, volume=self.live.name, detour=self.id, phase=self.phases.now.value,
+                    exc_info=None if known else error)
         if len(self.warnings) < WARNINGS_MAX and sentence not in self.warnings:
             self.warnings.append(sentence)
 

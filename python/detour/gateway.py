@@ -13,9 +13,18 @@ from typing import Any
 
 import structlog
 
-from detour.assembly import TargetGroup, Unit, assemble, close_group, gateway_address, make_groups
+from detour.assembly import (
+    TargetGroup,
+    Unit,
+    assemble,
+    check_served,
+    close_group,
+    gateway_address,
+    make_groups,
+    place_text,
+)
 from detour.backups import raw
-from detour.backups.catalog import BackupRecord, Catalog
+from detour.backups.catalog import BackupRecord, Catalog, Status
 from detour.backups.raw import Sink, Verdict
 from detour.config import Config, VolumeSection
 from detour.detour import DetourRun
@@ -24,7 +33,7 @@ from detour.iscsi.listener import Listener
 from detour.run_parts import CORE_PASS, RunParts, RunSettings
 from detour.runtime import Runtime
 from detour.stores import open_store
-from detour.urls import parse_endpoint
+from detour.urls import parse_endpoint, parse_url
 
 log = structlog.get_logger(__name__)
 
@@ -37,12 +46,14 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.address = gateway_address(config.gateway)
+        check_served(config)
         self.runtime = Runtime(config.gateway.reactors, config.gateway.buffers)
         self.listener = Listener(self.runtime)
         self.catalog = Catalog(config.gateway.state / "backups")
         self.runs: OrderedDict[str, DetourRun] = OrderedDict()
         self.portals: list[tuple[str, int]] = []
         self.groups: list[TargetGroup] = []
+        self._restored_onto: list[str] = []     # volumes whose main a restore writes to
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- life --------------------------------------------------------------------------------------------------------
@@ -88,6 +99,7 @@ class Gateway:
         for unit in group.units:
             if not any(one.damaged for one in group.units):
                 self._resume(group, unit)
+                self._beside(self._clear_partials(unit.name))
             watch = getattr(unit.main, "on_state", None)
             if watch is not None:
                 watch(partial(self._main_changed, unit))
@@ -117,16 +129,30 @@ class Gateway:
         main is not there."""
         group, unit = self.unit(volume)
         name = self._store_name(store)
-        if unit.live is None:
-            raise StorageError(f"the volume {volume} is not there: {unit.trouble or 'main is being opened'}")
+        if not group.ready:
+            raise StorageError(f"the volume {volume} is not there: {unit.trouble or group.trouble}")
         for other in group.units:
             busy = self.active_run(other.name)
             if busy is not None:
                 raise BusyError(f"{volume} is in a detour already: {busy.id} is {busy.phases.now.value}",
                                 hint="`detour status` shows how far it is; `detour cancel` ends it.")
+            if other.name in self._restored_onto:
+                raise BusyError(f"a backup is being restored onto {other.name}")
+        self._check_store_is_free(name)
         run = DetourRun(self._parts(group, unit, name), name, tag)
         self._launch(run)
         return run
+
+    def _check_store_is_free(self, name: str) -> None:
+        """Two detours at once never write the same image. BusyError."""
+        url = self.config.store[name].url
+        if raw.place_of(url, "one") != raw.place_of(url, "another"):
+            return                          # a folder: each backup has its own file
+        for run in self.runs.values():
+            other = self.config.store.get(run.store)
+            if run.result is None and other is not None and str(other.url) == str(url):
+                raise BusyError(f"the store {name} is being written by the detour {run.id}",
+                                hint="A store that is a folder takes several backups at once.")
 
     def active_run(self, volume: str) -> DetourRun | None:
         return next((run for run in self.runs.values() if run.live.name == volume and run.result is None), None)
@@ -190,14 +216,14 @@ class Gateway:
         phase = unit.recovered.phase if unit.recovered is not None else CORE_PASS
         if phase == CORE_PASS and marked is None:
             return
-        note = _note(unit.note)
-        begun = str((marked or note).get("detour", ""))
-        record = self._record_of(note.get("backup"))
-        if phase == CORE_PASS and record is not None and record.detour != begun:
-            record = None           # the note is of an earlier detour
-        store = record.store if record is not None else str(note.get("store", ""))
+        # In phase PASS the journal's note may be of an earlier detour; the marker never is.
+        begun = {**(_note(unit.note) if phase != CORE_PASS else {}), **(marked or {})}
+        record = self._record_of(begun.get("backup"))
+        if record is not None and phase != CORE_PASS and not record.pit_ns:
+            record = record.model_copy(update={"pit_ns": int(unit.journal.superblock["pit_ns"])})
+        store = record.store if record is not None else str(begun.get("store", ""))
         run = DetourRun(self._parts(group, unit, store), store)
-        run.resume(phase, record, begun)
+        run.resume(phase, record, str(begun.get("detour", "")))
         log.info("a detour goes on", volume=unit.name, detour=run.id, phase=phase)
         self._launch(run)
 
@@ -209,6 +235,18 @@ class Gateway:
         except DetourError:
             return None
 
+    async def _clear_partials(self, volume: str) -> None:
+        """What a gateway that was killed had begun to write, and no run goes on with."""
+        for record in await asyncio.to_thread(self.catalog.list, volume):
+            if record.status is not Status.PARTIAL or any(run.backup_id == record.id for run in self.runs.values()):
+                continue
+            try:
+                await asyncio.to_thread(raw.remove_partial, record)
+                await asyncio.to_thread(self.catalog.remove, record.id)
+                log.info("an unfinished backup is cleared away", volume=volume, backup=record.id)
+            except OSError as error:
+                log.warning("an unfinished backup cannot be cleared away", backup=record.id, reason=error.strerror)
+
     # -- backups -----------------------------------------------------------------------------------------------------
 
     async def verify(self, backup_id: str) -> Verdict:
@@ -218,10 +256,21 @@ class Gateway:
         return await raw.verify(opener, self.catalog, record, url=self._url_of(record))
 
     async def restore(self, backup_id: str, to: str) -> Verdict:
-        """Writes a backup to another volume. UsageError when that is a volume of this gateway under detour."""
+        """Writes a backup to another volume. BusyError when that is main of a volume that is in a detour: nothing but
+        the gateway's catch-up may write there."""
         record = self.catalog.get(backup_id)
-        return await raw.restore(self.runtime, partial(open_store, self.runtime), record, to, self.catalog,
-                                 url=self._url_of(record))
+        place = place_text(parse_url(to))
+        onto = [unit.name for group in self.groups for unit in group.units if place_text(unit.section.main) == place]
+        for volume in onto:
+            if self.active_run(volume) is not None:
+                raise BusyError(f"{raw.shown_url(parse_url(to))} is main storage of {volume}, which is in a detour")
+        self._restored_onto.extend(onto)
+        try:
+            return await raw.restore(self.runtime, partial(open_store, self.runtime), record, to, self.catalog,
+                                     url=self._url_of(record))
+        finally:
+            for volume in onto:
+                self._restored_onto.remove(volume)
 
     def _url_of(self, record: BackupRecord) -> Any:
         """The record's place with the secret that the configuration knows."""
@@ -237,8 +286,9 @@ class Gateway:
         run = self.last_run(volume)
         live = unit.live
         return {"name": unit.name, "target": group.iqn, "lun": unit.section.lun, "main": str(unit.section.main),
-                "ready": unit.ready, "trouble": unit.trouble or None,
+                "ready": unit.ready and not unit.trouble, "trouble": unit.trouble or None,
                 "main_state": getattr(unit.main, "state", None),
+                "main_error": (getattr(unit.main, "last_error", "") or None) if live and live.main_is_lost else None,
                 "size_bytes": live.size_bytes if live else None, "block_bytes": live.block_bytes if live else None,
                 "sessions": group.portal.sessions(), "identity": unit.identity,
                 "detour": run.document() if run is not None else None}

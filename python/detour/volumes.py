@@ -73,6 +73,7 @@ class LiveVolume:
         self.journal = journal
         self.portal = portal
         self.luns = frozenset(luns)             # LUNs of main's target that the configuration knows
+        self.siblings: tuple[LiveVolume, ...] = ()      # the other volumes of the target: a redirect moves all of them
         self.faults: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue(maxsize=64)   # status, LBA, where
         self._copy_end: asyncio.Future[CopyEnd] | None = None
         self._names = list(volume.stats_names())
@@ -108,6 +109,20 @@ class LiveVolume:
     @property
     def main_is_lost(self) -> bool:
         return getattr(self.main, "state", "connected") != "connected"
+
+    @property
+    def journal_path(self) -> str:
+        return str(self.journal.path)
+
+    @property
+    def main_trouble(self) -> str:
+        """Why main is lost; empty when nothing is known."""
+        return getattr(self.main, "last_error", "")
+
+    def forget_faults(self) -> None:
+        """What earlier runs met says nothing about the one that begins."""
+        while not self.faults.empty():
+            self.faults.get_nowait()
 
     def stats(self) -> dict[str, int]:
         """The volume's counters, read without asking the loop."""

@@ -1,17 +1,19 @@
 """The run driver with fake core, redirect and sink: the plain run, and every way in which one can fail."""
 import asyncio
 import struct
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import structlog
 
 from detour.backups.catalog import BackupRecord, Catalog, Status
 from detour.detour import DetourRun
 from detour.errors import BusyError, StorageError, TimeoutError_
 from detour.phases import Phase, Result
 from detour.redirect.base import Address, MainSession, Memo
-from detour.run_parts import CORE_CATCHING_UP, CORE_COPYING, CORE_PASS, RunParts, RunSettings
+from detour.run_parts import CORE_ARMED, CORE_CATCHING_UP, CORE_COPYING, CORE_PASS, RunParts, RunSettings
 from detour.volumes import CopyEnd
 
 MIB = 2**20
@@ -26,9 +28,12 @@ class FakeLive:
     name = "db01"
     size_bytes = SIZE
     block_bytes = 512
+    journal_path = "/state/db01.journal"
+    main_trouble = "no route to main"
 
     def __init__(self):
         self.log, self.fail = [], {}
+        self.siblings = ()
         self.phase = CORE_PASS
         self.copy_is_complete = False
         self.main_is_lost = False
@@ -62,6 +67,10 @@ class FakeLive:
 
     async def flush_main(self, limit_s=1.0):
         self._step("flush_main")
+
+    def forget_faults(self):
+        while not self.faults.empty():
+            self.faults.get_nowait()
 
     async def foreign_disks(self):
         return self.foreign
@@ -226,9 +235,21 @@ class World:
         self.run = DetourRun(self.parts, "nightly", "a tag")
         self.phases = []
 
+    async def until(self, reached):
+        async with asyncio.timeout(5):
+            while not reached():
+                await asyncio.sleep(0.002)
+
     async def open_sink(self, backup_id, resume):
         self.live._step("open_sink" + (" resume" if resume else ""))
         return FakeSink(self.live)
+
+    def restarted(self, phase, record):
+        """As a gateway finds it that was killed: main still redirects, and hosts are off it."""
+        self.live.phase = phase
+        self.driver.address, self.driver.fenced, self.driver.others = GATEWAY, True, []
+        self.marker.write({"detour": "x"})
+        self.run.resume(phase, record)
 
     def go(self, beside=None):
         async def both():
@@ -259,7 +280,7 @@ class World:
         assert last["exit_code"] == {"done": 0, "failed": 1, "abandoned": 3, "cancelled": 3}[result.value]
         if "set" in self.live.log:
             self.in_order("clear", "turn_home", "send_home")
-            assert self.live.log.index("send_home") > max(
+            assert len(self.live.log) - 1 - self.live.log[::-1].index("send_home") > max(
                 at for at, step in enumerate(self.live.log) if step in ("clear", "verify_off"))
         if "freeze" in self.live.log and "release" in self.live.log:
             assert self.live.dirty == 0
@@ -276,6 +297,13 @@ class World:
             at = found[-1]
 
 
+@pytest.fixture(autouse=True)
+def told():
+    """What is logged: kept, instead of being drawn with tracebacks."""
+    with structlog.testing.capture_logs() as entries:
+        yield entries
+
+
 @pytest.fixture
 def world(tmp_path):
     return World(tmp_path)
@@ -284,14 +312,15 @@ def world(tmp_path):
 def test_a_plain_run(world):
     assert world.go() is Result.DONE
     log = world.live.log
-    first = ["check_main", "prepare", "open_sink", "arm", "admit", "set", "verify_on", "fence", "drop_all", "sessions",
-             "barrier", "flush_main", "verify_on", "sessions", "freeze", "copy_start", "publish", "catch_up", "round"]
+    first = ["check_main", "forget_sink", "prepare", "open_sink", "arm", "admit", "set", "verify_on", "fence",
+             "drop_all", "sessions", "barrier", "flush_main", "verify_on", "sessions", "freeze", "copy_start",
+             "publish", "catch_up", "round"]
     assert log[:len(first)] == first
-    assert log[log.index("hold_hosts"):log.index("turn_home")] == [
-        "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "unfence", "clear",
+    assert log[log.index("hold_hosts") - 1:log.index("turn_home")] == [
+        "verify_on", "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "unfence", "clear",
         "verify_off"]
     assert sorted(log[log.index("turn_home"):]) == sorted([
-        "turn_home", "send_home", "disarm", "throttle", "resume_hosts", "forget_sink", "close_sink"])
+        "turn_home", "send_home", "throttle", "resume_hosts", "forget_sink", "close_sink"])
     phases = [document["phase"] for document in world.documents]
     assert phases[-1] == "home" and len(phases) >= 2
     record = world.catalog.list()[0]
@@ -317,12 +346,13 @@ def test_the_document_has_every_field_of_the_contract(world):
     assert last["journal"].keys() == {"used_bytes", "size_bytes"}
 
 
-@pytest.mark.parametrize("step", ["check_main", "prepare", "open_sink"])
+@pytest.mark.parametrize("step", ["check_main", "forget_sink", "prepare", "open_sink"])
 def test_a_failed_check_changes_nothing(world, step):
     world.live.fail[step] = [StorageError(f"{step} says no")]
     assert world.go() is Result.FAILED
     assert world.run.reason == f"{step} says no"
     assert not {"set", "arm", "drop_all", "freeze"} & set(world.live.log)
+    assert world.catalog.list() == []
 
 
 def test_disks_that_are_not_configured_are_a_reason_to_refuse(world):
@@ -339,7 +369,8 @@ def test_a_failure_before_the_freeze_sends_everybody_home(world, step):
     assert world.run.reason == f"{step} says no"
     assert "copy_start" not in world.live.log and "discard" in world.live.log
     assert world.catalog.list() == []
-    world.in_order("disarm", "hold_hosts", "drain_hosts", "flush_main", "clear", "send_home")
+    world.in_order("clear", "hold_hosts", "drain_hosts", "turn_home", "send_home")
+    assert step == "arm" or world.live.log.index("disarm") < world.live.log.index("hold_hosts")
 
 
 def test_a_host_that_cannot_be_moved_is_given_up_on(tmp_path):
@@ -388,12 +419,26 @@ def test_a_backup_storage_that_fails_late_abandons_the_backup(world, step):
     assert world.catalog.list() == []
 
 
-def test_a_catalog_that_cannot_be_written_abandons_the_backup(world, monkeypatch):
+def test_a_catalog_that_cannot_be_written_stops_it_before_anything_is_changed(world, monkeypatch):
     def no(*_):
         raise StorageError("no catalog")
     monkeypatch.setattr(world.catalog, "put", no)
+    assert world.go() is Result.FAILED
+    assert world.run.reason == "no catalog" and "discard" in world.live.log
+    assert not {"set", "arm", "drop_all", "freeze"} & set(world.live.log)
+
+
+def test_a_catalog_that_fails_later_abandons_the_backup(world, monkeypatch):
+    puts, put = [], world.catalog.put
+
+    def second_fails(*arguments):
+        puts.append(arguments)
+        if len(puts) == 2:
+            raise StorageError("no catalog")
+        return put(*arguments)
+    monkeypatch.setattr(world.catalog, "put", second_fails)
     assert world.go() is Result.ABANDONED
-    assert world.run.reason == "no catalog"
+    assert world.run.reason == "no catalog" and world.catalog.list() == []
 
 
 def test_a_backup_storage_that_never_answers_is_left_behind(world):
@@ -415,23 +460,41 @@ def test_a_full_journal_abandons_the_copy(world):
 
 def test_a_fault_of_the_backup_abandons_the_copy(world):
     world.live.copy_behaviour = "hang"
-    world.live.faults.put_nowait((-2, 77, 3))
-    assert world.go() is Result.ABANDONED
+
+    async def fault():
+        await world.until(lambda: "copy_start" in world.live.log)
+        world.live.faults.put_nowait((-2, 77, 3))
+    assert world.go(fault) is Result.ABANDONED
     assert "block 77" in world.run.reason
+
+
+def test_a_fault_of_an_earlier_run_is_forgotten(world):
+    world.live.copy_behaviour = "hang"
+    world.live.faults.put_nowait((-2, 77, 3))
+
+    async def goes_on():
+        await world.until(lambda: "copy_start" in world.live.log)
+        await asyncio.sleep(0.05)
+        world.live.counters["copied_bytes"] = SIZE
+        world.live.ended.set_result(CopyEnd(0, SIZE, 0))
+    assert world.go(goes_on) is Result.DONE
 
 
 def test_a_fault_of_main_does_not(tmp_path):
     """Main is lost for a while: the copy waits, and stalls do not count."""
-    world = World(tmp_path, stall_limit_s=0.02)
+    world = World(tmp_path, stall_limit_s=0.1, guard_s=0.02)
     world.live.copy_behaviour = "hang"
-    world.live.main_is_lost = True
-    world.live.faults.put_nowait((-2, 77, 2))
 
     async def back():
+        await world.until(lambda: "copy_start" in world.live.log)
+        world.live.main_is_lost = True
+        world.live.faults.put_nowait((-2, 77, 2))
         await asyncio.sleep(0.2)
         world.live.counters["copied_bytes"] = SIZE
         world.live.ended.set_result(CopyEnd(0, SIZE, 0))
+        world.live.main_is_lost = False
     assert world.go(back) is Result.DONE
+    assert world.run.warnings == ["main is lost, and tried again without an end: no route to main"]
 
 
 def test_a_copy_that_stalls_is_abandoned(tmp_path):
@@ -493,9 +556,11 @@ def test_a_cancel_during_the_freeze_knows_that_it_is_frozen(world):
 
 
 @pytest.mark.parametrize("step", ["round", "hold_hosts", "drain_hosts", "hold", "drain", "unfence", "clear",
-                                  "verify_off", "catch_up", "release", "throttle", "resume_hosts", "forget_sink"])
+                                  "verify_off", "catch_up", "release", "throttle", "resume_hosts", "unhold"])
 def test_failures_on_the_way_home_are_tried_again_and_told(world, step):
     world.live.fail[step] = [StorageError(f"{step} says no")] * 3
+    if step == "unhold":
+        world.live.fail["release"] = [StorageError("not yet")]
     assert world.go() is Result.DONE
     assert any(f"{step} says no" in warning for warning in world.run.warnings)
     assert world.catalog.list()[0].status is Status.COMPLETE
@@ -577,9 +642,7 @@ def partial(world):
 
 def test_after_a_restart_the_copy_goes_on(world):
     record = partial(world)
-    world.live.phase = CORE_COPYING
-    world.driver.address, world.driver.fenced = GATEWAY, True
-    world.run.resume(CORE_COPYING, record)
+    world.restarted(CORE_COPYING, record)
     assert world.go() is Result.DONE
     assert "open_sink resume" in world.live.log and "freeze" not in world.live.log
     assert world.catalog.get("db01-1").status is Status.COMPLETE
@@ -595,9 +658,8 @@ def test_after_a_restart_a_complete_backup_is_not_opened_again(world):
 
 
 def test_after_a_restart_without_the_backup_storage_the_host_goes_home(world):
-    world.live.phase = CORE_COPYING
+    world.restarted(CORE_COPYING, partial(world))
     world.live.fail["open_sink resume"] = [StorageError("the image that was begun is gone")]
-    world.run.resume(CORE_COPYING, partial(world))
     assert world.go() is Result.ABANDONED
     assert world.catalog.list() == []
 
@@ -607,17 +669,13 @@ def test_after_a_restart_while_catching_up(world, complete):
     record = partial(world)
     if complete:
         record = world.catalog.put(record.model_copy(update={"status": Status.COMPLETE}), b"\0" * 16)
-    world.live.phase = CORE_CATCHING_UP
-    world.driver.address = GATEWAY
-    world.run.resume(CORE_CATCHING_UP, record)
+    world.restarted(CORE_CATCHING_UP, record)
     assert world.go() is (Result.DONE if complete else Result.ABANDONED)
     assert len(world.catalog.list()) == complete
 
 
 def test_after_a_restart_before_the_freeze_only_the_redirect_is_cleared(world):
-    world.marker.write({"detour": "x"})
-    world.driver.address, world.driver.fenced = GATEWAY, True
-    world.run.resume(CORE_PASS, None)
+    world.restarted(CORE_PASS, None)
     assert world.go() is Result.ABANDONED
     assert {"catch_up", "round", "freeze"}.isdisjoint(world.live.log)
 
@@ -642,3 +700,299 @@ def test_an_unexpected_error_still_leads_home(world):
     world.live.fail["copy_start"] = [ZeroDivisionError("a mistake")]
     assert world.go() is Result.ABANDONED
     assert "ZeroDivisionError" in world.run.reason
+
+
+# -- the watch over main -----------------------------------------------------------------------------------------------
+
+def test_a_redirect_that_main_has_lost_is_set_again(tmp_path):
+    world = World(tmp_path, guard_s=0.02)
+    world.live.copy_behaviour = "hang"
+
+    async def lost():
+        await world.until(lambda: "copy_start" in world.live.log)
+        world.driver.address, world.driver.fenced = None, False
+        await world.until(lambda: world.driver.address == GATEWAY and world.driver.fenced)
+        world.live.counters["copied_bytes"] = SIZE
+        world.live.ended.set_result(CopyEnd(0, SIZE, 0))
+    assert world.go(lost) is Result.DONE
+    assert any("the redirect was set again" in warning for warning in world.run.warnings)
+
+
+def test_after_a_restart_main_is_looked_at_before_anything_else(world):
+    """Main was started again, too: it has lost its redirect, and a host is on it."""
+    world.restarted(CORE_COPYING, partial(world))
+    world.driver.address, world.driver.others = None, [MainSession("5", "iqn.stranger")]
+    assert world.go() is Result.ABANDONED
+    assert "iqn.stranger logged in to main" in world.run.reason
+    assert world.live.log[:6] == ["verify_on", "set", "verify_on", "fence", "sessions", "drop_all"]
+
+
+def test_the_watch_never_sets_a_redirect_that_the_way_home_clears(tmp_path):
+    """The watch has listed main's sessions when the hold begins: what it does then waits, or does not come."""
+    world = World(tmp_path, guard_s=0.01, retry_first_s=0.01)
+    listed = world.driver.sessions
+
+    async def sessions():
+        found = await listed()
+        if world.live.phase == CORE_CATCHING_UP:
+            world.driver.others = [MainSession("5", "iqn.stranger")]
+            await asyncio.sleep(0.05)
+            return [*found, MainSession("5", "iqn.stranger")]
+        return found
+    world.driver.sessions = sessions
+    rounds = world.live.round
+
+    async def round():
+        await asyncio.sleep(0.02)
+        return await rounds()
+    world.live.round = round
+    assert world.go() is Result.DONE            # and World.check_home: nothing redirects any more
+    log = world.live.log
+    assert "set" not in log[log.index("clear"):] and "drop_all" not in log[log.index("clear"):]
+
+
+def test_a_twin_that_main_has_not_let_go_of_yet_is_no_stranger(tmp_path):
+    world = World(tmp_path, guard_s=0.02)
+    world.live.copy_behaviour = "hang"
+
+    async def old_session():
+        await world.until(lambda: "copy_start" in world.live.log)
+        for number in range(3):                 # another one each time: the gateway logs in again and again
+            world.driver.others = [MainSession(str(number), "iqn.gateway", twin=True)]
+            looked = world.live.log.count("sessions")
+            await world.until(lambda looked=looked: world.live.log.count("sessions") > looked)
+        world.driver.others = []
+        world.live.counters["copied_bytes"] = SIZE
+        world.live.ended.set_result(CopyEnd(0, SIZE, 0))
+    assert world.go(old_session) is Result.DONE
+    assert world.run.warnings == []
+
+
+def test_a_twin_that_stays_is_a_stranger(tmp_path):
+    world = World(tmp_path, guard_s=0.02)
+    world.live.copy_behaviour = "hang"
+
+    async def twin():
+        await world.until(lambda: "copy_start" in world.live.log)
+        world.driver.others = [MainSession("5", "iqn.gateway", twin=True)]
+    assert world.go(twin) is Result.ABANDONED
+    assert "iqn.gateway logged in to main" in world.run.reason
+
+
+def test_the_watch_goes_on_when_a_driver_stumbles(tmp_path):
+    world = World(tmp_path, guard_s=0.02)
+    world.live.copy_behaviour = "hang"
+
+    async def stumble():
+        await world.until(lambda: "copy_start" in world.live.log)
+        world.live.fail["sessions"] = [KeyError("initiator")]
+        await world.until(lambda: not world.live.fail["sessions"])
+        world.driver.others = [MainSession("5", "iqn.stranger")]
+    assert world.go(stumble) is Result.ABANDONED
+    assert any("KeyError" in warning for warning in world.run.warnings)
+    assert "iqn.stranger" in world.run.reason
+
+
+# -- the other volumes of the target -----------------------------------------------------------------------------------
+
+def test_commands_on_all_volumes_of_the_target_wait_until_old_writes_have_ended(world):
+    sibling = FakeLive()
+    world.live.siblings = (sibling,)
+    phases = []
+    barrier = world.driver.barrier
+
+    async def seen():
+        phases.append(sibling.phase)
+        await barrier()
+    world.driver.barrier = seen
+    copy_start = world.live.copy_start
+
+    async def start(*arguments):
+        phases.append(sibling.phase)
+        return await copy_start(*arguments)
+    world.live.copy_start = start
+    assert world.go() is Result.DONE
+    assert phases == [CORE_ARMED, CORE_PASS] and sibling.log == ["arm", "disarm"]
+
+
+@pytest.mark.parametrize("step", ["set", "drop_all", "barrier", "freeze", "disarm"])
+def test_no_volume_of_the_target_is_left_waiting(world, step):
+    sibling = FakeLive()
+    world.live.siblings = (sibling,)
+    (sibling if step == "disarm" else world.live).fail[step] = [StorageError(f"{step} says no")]
+    assert world.go() is Result.ABANDONED
+    assert sibling.phase == CORE_PASS
+
+
+def test_given_up_before_the_freeze_old_writes_end_before_new_ones_begin(world):
+    """A write of a dropped session must not land behind one that the host has sent again through the gateway."""
+    world.live.fail["barrier"] = [StorageError("barrier says no")]
+    drop_all, left = world.driver.drop_all, [3]
+
+    async def slow_drop():
+        await drop_all()
+        return 1
+
+    async def sessions():
+        world.live._step("sessions")
+        if "barrier" in world.live.log and left[0]:
+            left[0] -= 1
+            return [MainSession("1", "iqn.host")]
+        return []
+    world.driver.drop_all, world.driver.sessions = slow_drop, sessions
+    assert world.go() is Result.ABANDONED
+    log = world.live.log
+    assert left == [0] and log[log.index("barrier"):log.index("disarm")].count("sessions") == 4
+
+
+def test_old_writes_that_never_end_are_waited_for_for_a_while_only(tmp_path):
+    world = World(tmp_path, arm_limit_s=0.05, stale_limit_s=0.05)
+
+    async def stays():
+        world.live._step("drop_all")
+        return 1
+    world.driver.drop_all = stays
+    assert world.go() is Result.ABANDONED
+    assert "waiting for old writes on main failed: it took too long" in world.run.warnings
+
+
+def test_after_a_restart_hosts_on_main_are_no_reason_to_wait_when_it_does_not_redirect(world):
+    world.restarted(CORE_PASS, None)
+    world.live.phase = CORE_ARMED
+    world.driver.address, world.driver.others = None, [MainSession("1", "iqn.host")]
+    assert world.go() is Result.ABANDONED
+    assert "disarm" in world.live.log and "drop_all" not in world.live.log
+    assert world.run.reason == "the gateway was started again before the point in time"
+
+
+# -- steps whose end is not known --------------------------------------------------------------------------------------
+
+def test_a_freeze_that_comes_after_it_was_given_up_is_caught_up(world):
+    """The journal's disk was so slow that the freeze was given up: the core froze all the same."""
+    async def freeze(pit_id, note):
+        world.live._step("freeze")
+        raise TimeoutError_("the freeze took longer than 20 s")
+    world.live.freeze = freeze
+    disarms = []
+
+    async def disarm():
+        disarms.append(1)
+        world.live._step("disarm")
+        if len(disarms) == 2:
+            world.live.phase = CORE_COPYING
+        raise BusyError("the phase is being written")
+    world.live.disarm = disarm
+    assert world.go() is Result.ABANDONED
+    assert len(disarms) == 2
+    world.in_order("freeze", "disarm", "catch_up", "hold", "release", "clear")
+
+
+def test_a_release_that_is_late_is_waited_for_before_hosts_go_on(tmp_path):
+    world = World(tmp_path, hold_limit_s=0.05)
+    release = world.live.release
+
+    async def late():
+        await asyncio.sleep(0.15)
+        await release()
+    world.live.release = late
+    assert world.go() is Result.DONE
+    log = world.live.log
+    assert log.index("release") < log.index("resume_hosts") and "unhold" not in log
+
+
+@pytest.mark.parametrize("step", ["drain_hosts", "round", "release", "clear", "send_home", "catch_up"])
+def test_a_mistake_of_the_program_on_the_way_home_still_leads_home(world, step):
+    world.live.fail[step] = [ZeroDivisionError("a mistake")] * 2
+    assert world.go() is Result.DONE
+    assert any("ZeroDivisionError" in warning for warning in world.run.warnings)
+
+
+def test_hosts_are_not_held_for_a_main_whose_control_does_not_answer(world):
+    """As long as main cannot be asked, nobody waits for it."""
+    answers = []
+    verify = world.driver.verify
+
+    async def dead(address):
+        if world.live.phase == CORE_CATCHING_UP and len(answers) < 4:
+            answers.append(1)
+            raise StorageError("main's API cannot be reached")
+        await verify(address)
+
+    async def dead_set(address):
+        if world.live.phase == CORE_CATCHING_UP:
+            raise StorageError("main's API cannot be reached")
+        world.driver.address = address
+    world.driver.verify, world.driver.set = dead, dead_set
+    assert world.go() is Result.DONE
+    assert world.live.log.count("hold_hosts") == 1 and len(answers) == 4
+
+
+def test_hosts_are_not_held_while_the_redirect_cannot_be_cleared(world):
+    world.live.fail["clear"] = [StorageError("main does not obey")] * 5
+    assert world.go() is Result.DONE
+    log = world.live.log
+    assert log.count("clear") == 6 and log.count("hold_hosts") == 2
+    assert log.index("resume_hosts") < len(log) - 1 - log[::-1].index("clear")
+
+
+# -- the backup storage ------------------------------------------------------------------------------------------------
+
+def test_an_image_that_is_never_completed_is_given_up(tmp_path):
+    world = World(tmp_path, stall_limit_s=0.05)
+
+    class Hangs(FakeSink):
+        async def publish(self):
+            self.live._step("publish")
+            await asyncio.sleep(60)
+
+    async def open_sink(backup_id, resume):
+        return Hangs(world.live)
+    world.parts.open_sink = open_sink
+    assert world.go() is Result.ABANDONED
+    assert "did not complete the image" in world.run.reason
+    assert "the backup storage or the catalog does not answer" in world.run.warnings
+    assert world.catalog.list() == []
+
+
+def test_a_cancel_when_the_backup_is_complete_comes_too_late(world):
+    put = world.catalog.put
+
+    def slow(record, checksums=None):
+        if record.status is Status.COMPLETE:
+            world.run.cancel()
+            time.sleep(0.05)
+        return put(record, checksums)
+    world.catalog.put = slow
+    assert world.go() is Result.DONE
+    assert world.catalog.list()[0].status is Status.COMPLETE and world.documents[-1]["reason"] is None
+
+
+def test_a_gateway_that_was_killed_anywhere_leaves_a_record_of_what_it_wrote(world):
+    seen = []
+
+    async def open_sink(backup_id, resume):
+        sink = FakeSink(world.live)
+        sink.partial_path = "/backup/.x.partial"
+        return sink
+    world.parts.open_sink = open_sink
+    prepared = world.driver.set
+
+    async def look(address):
+        seen.extend(world.catalog.list())
+        await prepared(address)
+    world.driver.set = look
+    assert world.go() is Result.DONE
+    assert [(one.status, one.pit_ns, one.partial_path) for one in seen] == [(Status.PARTIAL, 0, "/backup/.x.partial")]
+
+
+def test_the_marker_names_what_a_restart_needs(world):
+    told = []
+    armed = world.driver.set
+
+    async def look(address):
+        told.append(world.marker.read())
+        await armed(address)
+    world.driver.set = look
+    world.go()
+    assert told == [{"detour": world.run.id, "volume": "db01", "address": "127.0.0.2:3260",
+                     "backup": world.run.backup_id, "journal": "/state/db01.journal"}]

@@ -4,8 +4,9 @@
                                                                                        |-> too long: fail()
 
 A lost session is tried again at the original portal: at once, then with growing pauses, until `retry_seconds` are over.
-Until then requests wait; afterwards they end with an error until `reconnect` succeeds. A session that comes back is
-checked to lead to the same medium before anything is sent on it.
+Until then requests wait; afterwards they end with an error until `reconnect` succeeds. With `insist` there is no end:
+requests wait for as long as it takes. A session that comes back is checked to lead to the same medium before anything
+is sent on it.
 """
 from __future__ import annotations
 
@@ -89,6 +90,7 @@ class Connection(OpenStore):
         self._options = options
         self._retry_seconds = retry_seconds
         self._retry: asyncio.Task[None] | None = None
+        self._insists = False
         self._watchers: list[StateCallback] = []
         runtime.on_event(events.INITIATOR_LOST, store_id, self._on_lost)
         runtime.on_event(events.INITIATOR_ASYNC, store_id, self._on_async)
@@ -104,6 +106,12 @@ class Connection(OpenStore):
     def on_state(self, callback: StateCallback) -> None:
         """Calls callback(state) at each change of `state`."""
         self._watchers.append(callback)
+
+    def insist(self, wanted: bool) -> None:
+        """While wanted, a lost session is tried again without an end, and no request fails because it is lost."""
+        self._insists = wanted
+        if wanted and self.state == "failed" and not self.closed:
+            self._begin_retry(0.0, self._retry_seconds)
 
     async def reconnect(self, retry_seconds: float | None = None) -> None:
         """Logs in again after a failure, trying for so long. The last attempt's error otherwise."""
@@ -175,7 +183,7 @@ class Connection(OpenStore):
             self._retry = asyncio.create_task(self._retry_until(wait_seconds, retry_seconds))
 
     async def _retry_until(self, wait_seconds: float, retry_seconds: float) -> None:
-        """Logs in until it succeeds, another medium answers, or the time is over."""
+        """Logs in until it succeeds, or, where nobody insists, another medium answers or the time is over."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_seconds + retry_seconds
         pause = RETRY_FIRST_SECONDS
@@ -187,15 +195,17 @@ class Connection(OpenStore):
                 log.info("session is back", url=self.url, portal=self.portal)
                 return
             except _OtherMedium as error:
+                if error.message != self.last_error:
+                    log.error("another medium answers", url=self.url, reason=error.message)
                 self.last_error = error.message
-                log.error("another medium answers", url=self.url, reason=error.message)
-                break
+                if not self._insists:
+                    break
             except DetourError as error:
                 self.last_error = error.message
             except Exception as error:      # whatever it was: requests wait, so the end must come in time
                 self.last_error = str(error)
                 log.exception("a login failed", url=self.url)
-            if loop.time() + pause >= deadline:
+            if loop.time() + pause >= deadline and not self._insists:
                 break
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_LAST_SECONDS)

@@ -256,6 +256,10 @@ class Memo:
         self._memory: dict[str, Any] | None = None
 
     @property
+    def path(self) -> Path | None:
+        return self._path
+
+    @property
     def kept(self) -> bool:
         return self._memory is not None or (self._path is not None and self._path.exists())
 
