@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from detour.api.models import RestoreRequest, StartRequest, backup_document, error_document, verdict_document
+from detour.backups.raw import shown
 from detour.errors import BusyError, ConfigError, DetourError, UsageError
 from detour.metrics import CONTENT_TYPE, render
 
@@ -171,7 +172,7 @@ class _Routes:
 
     async def restore(self, request: Request) -> Response:
         record, asked = self._record(request), await _body(request, RestoreRequest)
-        return JSONResponse(verdict_document(await self._gateway.restore(record.id, asked.to), to=asked.to,
+        return JSONResponse(verdict_document(await self._gateway.restore(record.id, asked.to), to=shown(asked.to),
                                              source=record.id))
 
     def _run(self, request: Request) -> Any:

@@ -119,7 +119,7 @@ class Catalog:
         for backup_id in self._ids():
             try:
                 record = self.get(backup_id)
-            except CorruptError:
+            except (CorruptError, UsageError):      # damaged, or removed meanwhile
                 continue
             if volume is None or record.volume == volume:
                 found.append(record)

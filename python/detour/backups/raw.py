@@ -144,6 +144,11 @@ def shown_url(url: StoreUrl | RepositoryUrl) -> str:
     return str(url)
 
 
+def shown(text: str) -> str:
+    """A URL that a user wrote, without its secret."""
+    return shown_url(parse_backup_url(text)) if text.startswith("iscsi:") else text
+
+
 def remove_partial(record: BackupRecord) -> None:
     """The unfinished file of a partial backup goes. Raises OSError."""
     if record.partial_path:
@@ -216,7 +221,7 @@ def _checksums(catalog: Catalog, record: BackupRecord) -> np.ndarray:
 
 
 @asynccontextmanager
-async def _opened(opener: Callable[..., Any], url: str, size_bytes: int) -> AsyncIterator[Any]:
+async def _opened(opener: Callable[..., Any], url: Any, size_bytes: int) -> AsyncIterator[Any]:
     store = await opener(url, read_only=True)
     try:
         if store.size_bytes < size_bytes:
@@ -241,7 +246,7 @@ async def restore(runtime: Any, opener: Callable[..., Any], source: BackupRecord
     try:
         size = record.size_bytes if record else image.size_bytes
         if image.size_bytes < size:
-            raise CorruptError(f"the image {record.url if record else source} is shorter than its record says")
+            raise CorruptError(f"the image {image.url} is shorter than its record says")
         target = await _open_target(opener, to, size, reactor)
         try:
             copier = CopierHandle(reactor, runtime.new_id(), image.handle, target.handle, size, window)
@@ -252,7 +257,7 @@ async def restore(runtime: Any, opener: Callable[..., Any], source: BackupRecord
             await target.close()
     finally:
         await image.close()
-    verdict = Verdict(record.id if record else str(source), checked_bytes=size if sums is not None else 0)
+    verdict = Verdict(record.id if record else shown(str(source)), checked_bytes=size if sums is not None else 0)
     if sums is not None:
         for chunk in np.nonzero(found != sums)[0]:
             verdict.add(int(chunk) * record.chunk_bytes)
@@ -265,7 +270,7 @@ async def _open_target(opener: Callable[..., Any], to: str, size_bytes: int, rea
     target = await opener(to, create_bytes=size_bytes if new_file else None, reactor=reactor)
     if target.size_bytes < size_bytes:
         await target.close()
-        raise StorageError(f"{to} has {target.size_bytes} bytes; the image has {size_bytes}")
+        raise StorageError(f"{shown(to)} has {target.size_bytes} bytes; the image has {size_bytes}")
     return target
 
 

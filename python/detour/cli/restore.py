@@ -14,7 +14,7 @@ def is_url(text: str) -> bool:
 
 async def restore_image(source: str, to: str) -> dict[str, Any]:
     """An image by its URL, without a gateway."""
-    from detour.backups.raw import restore
+    from detour.backups.raw import restore, shown
     from detour.runtime import Runtime
     from detour.stores import open_store
 
@@ -23,7 +23,7 @@ async def restore_image(source: str, to: str) -> dict[str, Any]:
             return await open_store(runtime, url, **options)
 
         verdict = await restore(runtime, opener, source, to)
-    return {"source": source, "to": to, "ok": verdict.ok, "checked_bytes": verdict.checked_bytes}
+    return {"source": shown(source), "to": shown(to), "ok": verdict.ok, "checked_bytes": verdict.checked_bytes}
 
 
 async def restore_backup(api: str, source: str, to: str) -> dict[str, Any]:
@@ -46,11 +46,12 @@ def command(source: str, to: str, api: str, as_json: bool) -> int:
     What the volume held is overwritten. A file is made where there is none.
     """
     document = run_async(restore_backup(api, source, to))
+    told = f"{document['source']} {{}} restored to {document['to']}"
     if as_json:
         print_json(document)
     elif document["ok"]:
         checked = document.get("checked_bytes") or 0
-        click.echo(f"restored {source} to {to}" + (f"; {human_bytes(checked)} checked" if checked else ""))
+        click.echo(told.format("is") + (f"; {human_bytes(checked)} checked" if checked else ""))
     else:
-        click.echo(f"{source} was restored to {to}, but it is DAMAGED: what was read differs from its checksums")
+        click.echo(f"{told.format('was')}, but it is DAMAGED: what was read differs from its checksums")
     return 0 if document["ok"] else 1
