@@ -50,6 +50,21 @@ def test_killed_and_stopped_in_the_copy_and_dead_for_seconds(tmp_path):
     played(tmp_path, play, volume=SLOW_COPY)
 
 
+def test_killed_while_a_full_journal_goes_to_main_in_the_copy(tmp_path):
+    async def play(scene):
+        await scene.run_to("copying")
+        enough = scene.load.total("write_bytes") + (20 << 20)       # the journal has room for 16
+
+        async def overfull() -> bool:
+            return scene.load.total("write_bytes") > enough
+        assert await eventually(overfull, 40)
+        assert await scene.copying()
+        await scene.restart()
+        await scene.end(("done",))
+    played(tmp_path, play, volume='copy = { rate = "4MiB/s" }', size_bytes=32 << 20, journal="16MiB",
+           load={"rate": 1500.0, "io_bytes_max": 32768})
+
+
 def test_killed_in_catch_up(tmp_path):
     async def play(scene):
         await scene.run_to("catching-up")
@@ -104,10 +119,24 @@ def test_killed_on_the_way_home_of_a_cancelled_run(tmp_path):
 
 # --- main
 
-@pytest.mark.parametrize("phase", ["copying", "catching-up"])
-def test_main_killed_and_back_after_seconds(tmp_path, phase):
+def test_main_killed_in_the_copy_redirects_again_when_it_is_back(tmp_path):
     async def play(scene):
-        await scene.run_to(phase)
+        await scene.run_to("copying")
+        await scene.site.kill_main()
+        await asyncio.sleep(3.5)
+        await scene.site.start_main()
+
+        async def redirects() -> bool:
+            return (await scene.site.main_target())["redirect"] is not None
+        assert await eventually(redirects, 20), "hosts that log in to main now would see old data"
+        assert await scene.copying()
+        await scene.end(("done",))
+    played(tmp_path, play, volume='copy = { rate = "2MiB/s" }')
+
+
+def test_main_killed_in_catch_up(tmp_path):
+    async def play(scene):
+        await scene.run_to("catching-up")
         await scene.site.kill_main()
         await asyncio.sleep(3.5)
         await scene.site.start_main()
