@@ -1,15 +1,22 @@
 """A volume with a model host: stores complete when told, the loop is turned by hand, every answer is checked.
 
+Two kinds of crash. `kill` is kill -9: the journal's mapping, main and backup stay as they are. `power_cut` leaves of
+each sector of the journal any version that it had since its last completed flush began, and of main and backup what
+was flushed, with a part of what was not.
+
 The model knows, for each block, every version that was ever begun, and which of them a read may no longer show: a
 version is out when one that began after it was acknowledged has itself been acknowledged, or when a read that began
 after its acknowledgement saw another one.
 """
 from __future__ import annotations
 
+import random
 import struct
 from dataclasses import dataclass, field
 
-from detour.core._testing_volume import DeviceDriver
+import numpy as np
+
+from detour.core._testing_volume import DeviceDriver, lose
 from detour.core.fault_store import FaultStoreHandle
 from detour.core.journal import JournalHandle
 from detour.core.reactor import Reactor
@@ -20,10 +27,12 @@ CHUNK = 262144
 CHUNK_BLOCKS = CHUNK // BLOCK
 ZERO = bytes(BLOCK)
 FOREVER = 1 << 60
+PHASE_COPYING = 2
+VERSIONS_MAX = 5
 
 
-def stamp(block: int, version: int) -> bytes:
-    return struct.pack("<QQ", block + 1, version + 1) * (BLOCK // 16)
+def stamp(block: int, version: int, block_bytes: int = BLOCK) -> bytes:
+    return struct.pack("<QQ", block + 1, version + 1) * (block_bytes // 16)
 
 
 @dataclass
@@ -33,6 +42,7 @@ class Version:
     acknowledged: int = FOREVER
     out: int = FOREVER              # reads that begin then or later must not show it
     failed: bool = False
+    stable: bool = False            # survives a power cut, unless a newer one does
 
 
 @dataclass
@@ -43,15 +53,63 @@ class Shot:
     blocks: int
     begun: int
     versions: dict[int, Version] = field(default_factory=dict)
+    stable: bool = False            # its answer promises that it survives a power cut
+
+
+class JournalMedia:
+    """What a power cut may leave of a journal's mapping: versions of it since the last completed flush began."""
+
+    def __init__(self, journal: JournalHandle, media: FaultStoreHandle, chance: random.Random) -> None:
+        self.journal, self.media, self.chance = journal, media, chance
+        self.commits = journal.stats["commits"]
+        self.versions = [self.now()]
+        self.flushing: np.ndarray | None = None
+
+    def now(self) -> np.ndarray:
+        return np.frombuffer(bytes(memoryview(self.journal.mapping)), dtype=np.uint8)
+
+    def look(self) -> None:
+        """After each turn: a flush may have ended, and the next one begun."""
+        commits = self.journal.stats["commits"]
+        if commits != self.commits:
+            self.commits = commits
+            if self.flushing is not None:
+                first = next(i for i, version in enumerate(self.versions) if version is self.flushing)
+                self.versions = self.versions[first:]
+            self.flushing = None
+        if self.flushing is None and self.media.pending():
+            self.flushing = self.now()
+            self.versions.append(self.flushing)
+            self.thin_out()
+
+    def thin_out(self) -> None:
+        while len(self.versions) > VERSIONS_MAX:
+            del self.versions[self.chance.randrange(1, len(self.versions) - 1)]
+
+    def cut(self) -> bytes:
+        versions = np.stack([*self.versions, self.now()]).reshape(len(self.versions) + 1, -1)
+        sectors = versions.reshape(len(versions), -1, 512)
+        generator = np.random.default_rng(self.chance.getrandbits(32))
+        choice = generator.integers(0, len(versions), sectors.shape[1])
+        if self.chance.random() < 0.4:              # all of one age: the worst for what is spread over places
+            choice[:] = self.chance.choice([0, len(versions) - 1])
+        return sectors[choice, np.arange(sectors.shape[1])].tobytes()
 
 
 class VolumeWorld:
     """`chunks` chunks of 256 KiB; main and backup are fault stores; the journal is in memory."""
 
     def __init__(self, chunks: int = 3, journal_bytes: int = 3 << 20, sync_always: bool = False,
-                 automatic: bool = False, tail_blocks: int = 0, turn_ns: int = 0):
-        self.blocks = chunks * CHUNK_BLOCKS + tail_blocks
+                 automatic: bool = False, tail_blocks: int = 0, turn_ns: int = 0, block_bytes: int = BLOCK,
+                 power: int | None = None, pool_bytes: int = 64 << 20):
+        self.block = block_bytes
+        self.chunk_blocks = CHUNK // block_bytes
+        self.blocks = chunks * self.chunk_blocks + tail_blocks
         self.journal_bytes = journal_bytes
+        self.pool_bytes = pool_bytes
+        self.chance = random.Random(power)
+        self.power = power is not None      # the journal's media are watched, so that power_cut can be asked for
+        self.journal_media: JournalMedia | None = None
         self.sync_always = sync_always
         self.automatic = automatic
         self.turn_ns = turn_ns              # how far a virtual clock goes each turn; 0: the real one
@@ -62,26 +120,33 @@ class VolumeWorld:
         self.history: list[list[Version]] = []
         image = self.main.image
         for block in range(self.blocks):
-            image[block * BLOCK:(block + 1) * BLOCK] = stamp(block, 0)
-            self.history.append([Version(stamp(block, 0), 0, 0)])
+            image[block * block_bytes:(block + 1) * block_bytes] = self.stamp(block, 0)
+            self.history.append([Version(self.stamp(block, 0), 0, 0, stable=True)])
         self.open: list[Shot] = []
         self.answers: dict[int, tuple[int, tuple]] = {}
         self.events: list[tuple[int, int, tuple]] = []
         self.pit: bytes | None = None
+        self.ask(self.main.submit_flush())
 
     def build(self, journal_image: bytes | None) -> None:
-        size = self.blocks * BLOCK
-        self.reactor = Reactor(buffer_bytes=64 << 20)
+        size = self.blocks * self.block
+        self.reactor = Reactor(buffer_bytes=self.pool_bytes)
         if self.turn_ns:
             self.reactor.set_clock(self.clock_ns)
-        self.main = FaultStoreHandle(self.reactor, size, BLOCK, self.automatic)
-        self.backup = FaultStoreHandle(self.reactor, size, BLOCK, self.automatic)
+        self.main = FaultStoreHandle(self.reactor, size, self.block, self.automatic)
+        self.backup = FaultStoreHandle(self.reactor, size, self.block, self.automatic)
         self.media = FaultStoreHandle(self.reactor, 4096, BLOCK, self.automatic)
         self.stores = {"main": self.main, "backup": self.backup, "media": self.media}
-        self.journal = JournalHandle.in_memory(self.reactor, self.journal_bytes, BLOCK, self.blocks, self.media,
+        self.journal = JournalHandle.in_memory(self.reactor, self.journal_bytes, self.block, self.blocks, self.media,
                                                image=journal_image)
+        self.journal_media = JournalMedia(self.journal, self.media, self.chance) if self.power else None
         self.volume = VolumeHandle(self.reactor, 7, self.main, self.journal, self.sync_always)
         self.driver = DeviceDriver(self.volume)
+
+    def stamp(self, block: int, version: int) -> bytes:
+        return stamp(block, version, self.block)
+
+    # --- crashes
 
     def kill(self, landed: int = 0) -> int:
         """kill -9 and a restart: the mapping stays as it is; bit n of `landed` tells whether the n-th Io that was under
@@ -90,17 +155,79 @@ class VolumeWorld:
             for index in reversed(range(len(store.pending()))):
                 if landed >> index & 1:
                     store.complete(index)
-        old_main, old_backup = bytes(self.main.image), bytes(self.backup.image)
-        image = bytes(memoryview(self.journal.mapping))
-        self.build(image)
-        self.main.image[:] = old_main
-        self.backup.image[:] = old_backup
+        self.restart(bytes(memoryview(self.journal.mapping)))
+        return self.volume.phase
+
+    def restart(self, journal_image: bytes) -> None:
+        main, backup = self.main, self.backup
         self.open.clear()
         self.answers.clear()
         self.events.clear()
+        self.build(journal_image)
+        for old, new in ((main, self.main), (backup, self.backup)):
+            new.image[:] = old.stable
+            self.ask(new.submit_flush())            # what was stable still is
+            new.image[:] = old.image
         results = self.command(self.volume.recover(True))
-        assert results[3] == 0, "entries found corrupt after a kill"
+        assert results[3] == 0, "entries found corrupt after a crash"
+
+    def keeps(self, _offset_bytes: int, _length_bytes: int) -> bool:
+        return self.chance.random() < 0.5
+
+    def power_cut(self, main_too: bool, backup_too: bool) -> int:
+        """Rule 3: what was acknowledged with FUA, or before an acknowledged flush, is there afterwards. Answers the
+        phase found. What the host finds is what counts from then on."""
+        assert self.journal_media is not None
+        for store, too in ((self.main, main_too), (self.backup, backup_too)):
+            for index in reversed(range(len(store.pending()))):
+                if self.chance.random() < 0.5:
+                    store.complete(index)
+            if too:
+                store.power_cut(self.keeps)
+        self.restart(self.journal_media.cut())
+        number = self.driver.read(0, self.blocks)
+        while (result := self.driver.take(number)) is None:
+            self.turn()
+            self.main.complete_all()
+        status, data = result
+        assert status == 0
+        self.time += 1
+        self.main_stable = self.main.stable
+        for block in range(self.blocks):
+            content = data[block * self.block:(block + 1) * self.block]
+            known = self.history[block]
+            lost = [v for v in known if v.content == content and any(
+                s.stable and v is not s and v.acknowledged < s.begun for s in known)]
+            kept = [v for v in known if v.content == content and v not in lost]
+            assert kept, f"block {block} has {content[:16].hex()} after a power cut" + (" (older)" if lost else "")
+            self.history[block] = self.known_after_a_cut(block, content)
         return self.volume.phase
+
+    def known_after_a_cut(self, block: int, content: bytes) -> list[Version]:
+        """Before the freeze a main that was not cut may hold in its cache alone what the host finds."""
+        stable = self.main_stable[block * self.block:(block + 1) * self.block]
+        if self.volume.phase >= PHASE_COPYING or stable == content:
+            return [Version(content, 0, self.time, stable=True)]
+        return [Version(stable, 0, 0, out=self.time, stable=True), Version(content, 1, self.time)]
+
+    def lose_main(self) -> None:
+        """Main restarts: what it had not flushed may be gone, and the connection with it. Commands end before."""
+        self.main.complete_all()
+        self.main.power_cut(self.keeps)
+        lose(self.main)
+
+    def fail_main(self, op: int, times: int) -> None:
+        self.main.clear_rules()
+        self.main.fail_next(op, times=times)
+
+    def clear_rules(self) -> None:
+        self.main.clear_rules()
+        self.backup.clear_rules()
+
+    def lose_backup(self) -> None:
+        self.backup.complete_all()
+        self.backup.power_cut(self.keeps)
+        lose(self.backup)
 
     # --- turning
 
@@ -110,6 +237,8 @@ class VolumeWorld:
                 self.clock_ns += self.turn_ns
                 self.reactor.set_clock(self.clock_ns)
             self.reactor.turn(0)
+            if self.journal_media is not None:
+                self.journal_media.look()
         for kind, ticket, status, results, _data in self.reactor.drain():
             if kind == 0:
                 self.answers[ticket] = (status, results)
@@ -146,7 +275,7 @@ class VolumeWorld:
 
     def next_content(self, lba: int, blocks: int, zero: bool) -> dict[int, Version]:
         self.version += 1
-        return {block: Version(ZERO if zero else stamp(block, self.version), self.time)
+        return {block: Version(bytes(self.block) if zero else self.stamp(block, self.version), self.time)
                 for block in range(lba, lba + blocks)}
 
     def begin(self, kind: str, lba: int, versions: dict[int, Version], number: int) -> None:
@@ -159,6 +288,11 @@ class VolumeWorld:
         versions = self.next_content(lba, blocks, False)
         data = b"".join(version.content for version in versions.values())
         self.begin("write", lba, versions, self.driver.write(lba, data, fua))
+        self.open[-1].stable = fua or (self.sync_always and self.volume.phase >= PHASE_COPYING)
+
+    def begin_write(self, lba: int, blocks: int) -> int:
+        """A write whose payload is still to come: to be ended by driver.submit or driver.abort. Not in the model."""
+        return self.driver.write(lba, b"\xEE" * (blocks * self.block), False, True)
 
     def unmap(self, lba: int, blocks: int) -> None:
         self.time += 1
@@ -185,15 +319,23 @@ class VolumeWorld:
             if shot.kind == "read":
                 assert status == 0, f"read of {shot.lba}+{shot.blocks}: status {status}"
                 self.check_read(shot, data)
+            elif status == 0 and shot.kind == "flush":
+                self.make_stable(shot.begun)
             elif status == 0:
                 self.acknowledge(shot)
             else:
                 for version in shot.versions.values():
                     version.failed = True
 
+    def make_stable(self, before: int) -> None:
+        for known in self.history:
+            for version in known:
+                version.stable = version.stable or version.acknowledged < before
+
     def acknowledge(self, shot: Shot) -> None:
         for block, version in shot.versions.items():
             version.acknowledged = self.time
+            version.stable = shot.stable
             for other in self.history[block]:
                 if other is not version and other.acknowledged < version.begun and other.out == FOREVER:
                     other.out = self.time
@@ -202,7 +344,7 @@ class VolumeWorld:
         """Rule 4: the newest acknowledged content, or one in flight, never a mix, never older than seen before."""
         for index in range(shot.blocks):
             block = shot.lba + index
-            content = data[index * BLOCK:(index + 1) * BLOCK]
+            content = data[index * self.block:(index + 1) * self.block]
             allowed = [v for v in self.history[block] if v.content == content and v.out >= shot.begun]
             assert allowed, f"block {block}: {content[:16].hex()} is not what a read begun at {shot.begun} may show"
             if len(allowed) == 1:
@@ -213,30 +355,30 @@ class VolumeWorld:
     # --- the rules
 
     def check_pit_kept(self) -> None:
-        """Rule 2: what main no longer holds of the PIT, the backup holds."""
+        """Rule 2: what main no longer holds of the PIT, the backup holds, whatever it loses."""
         if self.pit is None:
             return
-        main, backup = bytes(self.main.image), bytes(self.backup.image)
-        if main == self.pit:
-            return
-        for block in range(self.blocks):
-            where = slice(block * BLOCK, (block + 1) * BLOCK)
-            if main[where] != self.pit[where]:
-                assert backup[where] == self.pit[where], f"the PIT content of block {block} is lost"
+        pit = np.frombuffer(self.pit, dtype=np.uint64)
+        gone = np.frombuffer(self.main.image, dtype=np.uint64) != pit
+        for name, image in (("backup", self.backup.image), ("stable backup", self.backup.stable)):
+            lost = np.flatnonzero(gone & (np.frombuffer(image, dtype=np.uint64) != pit))
+            assert not len(lost), f"the PIT content of block {lost[0] * 8 // self.block} is not in the {name}"
 
     def check_main(self) -> None:
         """Rule 5: main is what the host wrote."""
         image = bytes(self.main.image)
         for block in range(self.blocks):
-            content = image[block * BLOCK:(block + 1) * BLOCK]
+            content = image[block * self.block:(block + 1) * self.block]
             allowed = [v for v in self.history[block] if v.content == content and v.out > self.time]
             assert allowed, f"main ends wrong at block {block}: {content[:16].hex()}"
 
     # --- a detour, step by step
 
     def freeze(self) -> None:
+        self.time += 1
         self.command(self.volume.freeze(b"p" * 16))
         self.pit = bytes(self.main.image)
+        self.make_stable(self.time)                 # the freeze flushes main
 
     def finish_copy(self) -> None:
         for _ in range(3000):

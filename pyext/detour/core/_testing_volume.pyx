@@ -3,10 +3,12 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from detour.core.device cimport (Device, DeviceHandle, REQUEST_FLUSH, REQUEST_FUA, REQUEST_READ, REQUEST_UNMAP,
-                                 REQUEST_WRITE, Request)
+from detour.core.device cimport (Device, DeviceHandle, Nexus, REQUEST_COMMAND, REQUEST_FLUSH, REQUEST_FUA, REQUEST_READ,
+                                 REQUEST_UNMAP, REQUEST_WRITE, Request)
+from detour.core.fault_store cimport FaultStoreHandle
 from detour.core.journal cimport JournalHandle
-from detour.core.store cimport StoreHandle
+from detour.core.scsi cimport ScsiCommand, scsi_decode
+from detour.core.store cimport Io, STORE_COMMAND, STORE_IS_SCSI, StoreHandle
 from detour.core.types cimport *
 
 cdef enum:
@@ -22,6 +24,10 @@ cdef struct Shot:
     int step
     bint manual                 # WRITE stays placed until submit() or abort()
     uint8_t* payload
+    ScsiCommand command
+    uint8_t cdb[16]
+    uint8_t lun[8]
+    Nexus nexus
 
 
 cdef void fill_and_submit(Shot* shot) noexcept nogil:
@@ -123,6 +129,40 @@ cdef class DeviceDriver:
         self.start(self.fresh(REQUEST_UNMAP, lba, blocks, &number))
         return number
 
+    def command(self, bytes cdb not None, bytes data_out=b"", uint32_t data_in_max=0):
+        """A command that is not data. Its data-out lies in the target's memory, as `payload` does here."""
+        cdef int number = 0
+        cdef Shot* shot = self.fresh(REQUEST_COMMAND, 0, 0, &number)
+        memset(shot.cdb, 0, 16)
+        memcpy(shot.cdb, <const char*>cdb, len(cdb))
+        memset(shot.lun, 0, 8)
+        scsi_decode(shot.cdb, 16, &shot.command)
+        shot.payload = <uint8_t*>calloc(1, len(data_out) + 1)
+        memcpy(shot.payload, <const char*>data_out, len(data_out))
+        shot.request.cdb = shot.cdb
+        shot.request.command = &shot.command
+        shot.request.lun = shot.lun
+        shot.request.nexus = &shot.nexus
+        shot.request.data = shot.payload if data_out else NULL
+        shot.request.data_bytes = len(data_out)
+        shot.request.data_in_max = data_in_max
+        self.start(shot)
+        return number
+
+    def take_command(self, int number):
+        """Status, SCSI status, sense and data-in of a command; None while it runs. The request is released."""
+        cdef Shot* shot = &self.shots[number]
+        if shot.step != STEP_DONE:
+            return None
+        data = b""
+        if shot.request.data != NULL and shot.request.status == OK:
+            data = (<char*>shot.request.data)[:shot.request.data_bytes]
+        sense = (<char*>shot.request.sense)[:shot.request.sense_bytes]
+        answer = (shot.request.status, shot.request.scsi_status, sense, data)
+        self.device.ops.release(self.device, &shot.request)
+        self.forget(number)
+        return answer
+
     def step(self, int number):
         """0 free, 1 waits for a place, 2 placed, 3 submitted, 4 done."""
         return self.shots[number].step
@@ -156,3 +196,37 @@ def poke(JournalHandle handle not None, uint64_t offset_bytes, bytes data not No
 def lose(StoreHandle handle not None):
     """Counts a loss of the way to the medium, as an initiator does when its connection ends."""
     handle.store.losses += 1
+
+
+def become_scsi(FaultStoreHandle handle not None):
+    """The store takes commands from now on; they wait to be answered by `scsi_answer`."""
+    handle.store.flags |= STORE_IS_SCSI
+
+
+cdef Io* command_at(FaultStoreHandle handle, Py_ssize_t index) except NULL:
+    cdef Io* io = handle.nth(index)
+    if io.op != STORE_COMMAND:
+        raise ValueError(f"request {index} is no command")
+    return io
+
+
+def scsi_command(FaultStoreHandle handle not None, Py_ssize_t index=0):
+    """What the command that waits there carries: cdb, lun, direction, data-out, room for data-in."""
+    cdef Io* io = command_at(handle, index)
+    cdef Py_ssize_t out_bytes = <Py_ssize_t>io.length_bytes if io.scsi.direction == 2 else 0
+    return {"cdb": (<char*>io.scsi.cdb)[:io.scsi.cdb_bytes], "lun": (<char*>io.scsi.lun)[:8],
+            "direction": io.scsi.direction, "data_out": (<char*>io.data)[:out_bytes],
+            "room_bytes": io.length_bytes if io.scsi.direction == 1 else 0}
+
+
+def scsi_answer(FaultStoreHandle handle not None, Py_ssize_t index=0, bytes data_in=b"", uint8_t scsi_status=0,
+                bytes sense=b"", int status=0):
+    """Ends the command as a target does: data-in, as much as there is room for, SCSI status and sense."""
+    cdef Io* io = command_at(handle, index)
+    if io.scsi.direction == 1:
+        io.scsi.transferred_bytes = min(<uint64_t>len(data_in), io.length_bytes)
+        memcpy(io.data, <const char*>data_in, io.scsi.transferred_bytes)
+    io.scsi.scsi_status = scsi_status
+    io.scsi.sense_bytes = len(sense)
+    memcpy(io.scsi.sense, <const char*>sense, len(sense))
+    handle.complete(index, status)

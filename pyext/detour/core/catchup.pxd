@@ -3,5 +3,6 @@ from detour.core.overlay cimport Volume
 from detour.core.reactor cimport Command
 
 cdef void catchup_init(Volume* volume) noexcept nogil
+cdef void catchup_stop(Volume* volume) noexcept nogil            # the volume is being closed; no round runs
 # Begins a round; `command` (may be NULL) is answered at its end: bytes, runs, ns. E_BUSY while one runs.
 cdef int catchup_round(Volume* volume, Command* command) noexcept nogil

@@ -15,9 +15,10 @@ from detour.core.evictor cimport evictor_idle
 from detour.core.format cimport CHUNK_BYTES, ENTRY_ZERO
 from detour.core.journal cimport journal_data, journal_header, journal_reclaim, journal_verify
 from detour.core.overlay cimport (FLUSH_WINDOW, FlushSlot, PHASE_CATCHING_UP, Round, overlay_corrupt)
-from detour.core.pool cimport pool_get, pool_put, pool_wait
+from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel
 from detour.core.ranges cimport ranges_overlap, ranges_wait
-from detour.core.reactor cimport EVENT_ROUND_DONE, command_done, event_new, event_post, loop_defer, loop_timer
+from detour.core.reactor cimport (EVENT_ROUND_DONE, command_done, event_new, event_post, loop_defer, loop_timer,
+                                  loop_timer_stop, loop_undefer)
 from detour.core.snapshot cimport (Run, snapshot_dirty_blocks, snapshot_duplicate, snapshot_end_round, snapshot_flushed,
                                    snapshot_frozen_run)
 from detour.core.store cimport Io, STORE_FLUSH, STORE_UNMAP, STORE_WRITE, store_submit
@@ -39,6 +40,12 @@ cdef void catchup_init(Volume* volume) noexcept nogil:
     volume.round.timer.owner = volume
     for index in range(<uint32_t>FLUSH_WINDOW):
         volume.round.slots[index].volume = volume
+
+
+cdef void catchup_stop(Volume* volume) noexcept nogil:
+    loop_undefer(volume.device.loop, &volume.round.work)
+    loop_timer_stop(volume.device.loop, &volume.round.timer)
+    pool_wait_cancel(&volume.device.loop.buffers, &volume.round.pool_waiter)
 
 
 cdef int catchup_round(Volume* volume, Command* command) noexcept nogil:

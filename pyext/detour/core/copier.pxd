@@ -1,6 +1,9 @@
 # Copies a source store to a sink store chunk by chunk (CHUNK_BYTES), with a window of large reads, a map of chunks held, a
 # CRC32C of each chunk, priorities (dirty chunks first) and a bound on the rate. It serves the PIT copy (main -> backup)
 # and restore (image -> anywhere). Without a journal its chunk table is its own memory.
+#
+# A chunk is `held` when the sink has it stably: written, then flushed, then (where the owner asks for it) noted in a stable
+# chunk table. Only then may main be written there, and only then a copy that goes on after a stop may pass it over.
 from detour.core.types cimport *
 from detour.core.bitmap cimport Bitmap
 from detour.core.format cimport ChunkState
@@ -21,7 +24,7 @@ cdef struct CopySlot:
     int step                    # 0 free, 1 reading, 2 writing
     ns_t begun_ns
 
-ctypedef void (*copy_held_fn)(void* owner, uint64_t chunk_first, uint32_t chunks) noexcept nogil
+ctypedef void (*copy_held_fn)(void* owner) noexcept nogil
 ctypedef void (*copy_end_fn)(void* owner, int status, uint64_t failing_offset_bytes) noexcept nogil
 
 cdef struct Copier:
@@ -32,8 +35,10 @@ cdef struct Copier:
     uint64_t chunks_count
     ChunkState* chunks          # checksum and held flag of each chunk
     bint chunks_own
-    Bitmap held                 # written to the sink
-    Bitmap started              # being copied, or held
+    Bitmap held                 # stable on the sink, and so noted
+    Bitmap written              # on the sink, not flushed there
+    Bitmap settling             # a flush of the sink, and then the note of it, are under way
+    Bitmap started              # being copied, or in one of the three above
     Bitmap wanted               # to be copied first
     uint64_t cursor             # next chunk of the sweep
     CopySlot slots[COPY_WINDOW_MAX]
@@ -41,7 +46,11 @@ cdef struct Copier:
     uint32_t busy
     bint running
     bint paused
-    bint flushing
+    bint flushing               # `settling` has chunks; counts as busy
+    bint urgent                 # somebody waits for chunks to become held: flush the sink soon
+    uint64_t written_bytes
+    uint64_t written_losses     # of the sink, when the first of `written` was answered
+    uint64_t settling_losses
     int status
     uint64_t failing_offset_bytes
     uint64_t rate_bytes_s       # 0: unbounded
@@ -51,6 +60,7 @@ cdef struct Copier:
     Timer timer
     Deferred work
     PoolWaiter pool_waiter
+    copy_held_fn persist        # makes the chunk table stable, then calls copier_persisted; NULL: nothing to do
     copy_held_fn on_held        # chunks became held
     copy_end_fn on_end
     void* owner
@@ -66,6 +76,7 @@ cdef void copier_free(Copier* copier) noexcept nogil
 cdef void copier_start(Copier* copier) noexcept nogil          # chunks with CHUNK_HELD in the table are not copied again
 cdef void copier_stop(Copier* copier, int status) noexcept nogil   # on_end comes when what is in flight has ended
 cdef void copier_want(Copier* copier, uint64_t chunk_first, uint64_t chunks) noexcept nogil
+cdef void copier_persisted(Copier* copier, int status) noexcept nogil
 cdef void copier_pause(Copier* copier, bint paused) noexcept nogil
 
 # CopierHandle(reactor, copier_id, source: StoreHandle, sink: StoreHandle, size_bytes, window=8, rate_bytes_s=0)

@@ -1,10 +1,12 @@
 # The copy (S201-S202): a window of large reads from the source, a checksum of every chunk, writes to the sink.
 #
 # Owns its slots and bitmaps; the chunk table may belong to a journal (then the held flags survive a kill of the process).
-# Invariants: a chunk is `started` before its read is submitted and `held` only after its write has ended; held implies
-# started. The sweep goes upwards once; wanted chunks go before it. Nothing is held back by a chunk that is slow: slots
-# are independent.
-# Cost: one CRC pass over the data on the loop thread, no copy; one read and one write Io for up to 1 MiB.
+# Invariants: a chunk is `started` before its read is submitted; started chunks are in a slot, or in one of `written`,
+# `settling` and `held`. Held are those that a flush of the sink has made stable, during which the way to the sink was not
+# lost: what was only written is copied again when it was. The sweep goes upwards; wanted chunks go before it. Nothing is
+# held back by a chunk that is slow: slots are independent.
+# Cost: one CRC pass over the data on the loop thread, no copy; one read and one write Io for up to 1 MiB; a flush of the
+# sink each SETTLE_BYTES, beside the other Ios, and back to back while somebody waits for chunks to be held.
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -24,6 +26,7 @@ cdef enum:
     SLOT_READING = 1
     SLOT_WRITING = 2
     CHUNKS_PER_READ = 4                     # PART_BYTES_MAX / CHUNK_BYTES
+    SETTLE_BYTES = 268435456
 
 
 cdef int copier_init(Copier* copier, Loop* loop, Store* source, Store* sink, uint64_t size_bytes, ChunkState* chunks,
@@ -45,6 +48,8 @@ cdef int copier_init(Copier* copier, Loop* loop, Store* source, Store* sink, uin
         copier.chunks = <ChunkState*>calloc(copier.chunks_count, sizeof(ChunkState))
         copier.chunks_own = True
     if copier.chunks == NULL or bitmap_init(&copier.held, copier.chunks_count) < 0 \
+            or bitmap_init(&copier.written, copier.chunks_count) < 0 \
+            or bitmap_init(&copier.settling, copier.chunks_count) < 0 \
             or bitmap_init(&copier.started, copier.chunks_count) < 0 \
             or bitmap_init(&copier.wanted, copier.chunks_count) < 0:
         copier_free(copier)
@@ -74,6 +79,8 @@ cdef void copier_free(Copier* copier) noexcept nogil:
         pool_wait_cancel(&copier.loop.buffers, &copier.pool_waiter)
     invariant(copier.busy == 0, b"a copier is freed with Ios in flight")
     bitmap_free(&copier.held)
+    bitmap_free(&copier.written)
+    bitmap_free(&copier.settling)
     bitmap_free(&copier.started)
     bitmap_free(&copier.wanted)
     if copier.chunks_own:
@@ -102,6 +109,8 @@ cdef void copier_want(Copier* copier, uint64_t chunk_first, uint64_t chunks) noe
     for index in range(chunk_first, min(chunk_first + chunks, copier.chunks_count)):
         if not bitmap_test(&copier.started, index):
             bitmap_set(&copier.wanted, index, 1)
+        if not bitmap_test(&copier.held, index):
+            copier.urgent = True
     if copier.running:
         loop_defer(copier.loop, &copier.work)
 
@@ -171,14 +180,16 @@ cdef bint take_tokens(Copier* copier, uint64_t length_bytes) noexcept nogil:
 
 
 cdef void copier_step(Copier* copier) noexcept nogil:
-    """Fills the window; at the end flushes the sink and tells on_end."""
+    """Fills the window, lets settle what was written, and at the end tells on_end."""
     cdef uint64_t first, chunks = 0
     if not copier.running:
         return
     if copier.status != OK:
         copier_maybe_end(copier)
         return
-    while copier.busy < copier.window and not copier.paused:
+    if copier.written_bytes >= SETTLE_BYTES or copier.urgent:
+        settle(copier)
+    while in_slots(copier) < copier.window and not copier.paused:
         first = next_span(copier, &chunks)
         if first == copier.chunks_count:
             copier_maybe_end(copier)
@@ -259,30 +270,42 @@ cdef void copy_read_done(Io* io) noexcept nogil:
 cdef void copy_write_done(Io* io) noexcept nogil:
     cdef CopySlot* slot = <CopySlot*>io.owner
     cdef Copier* copier = <Copier*>slot.copier
-    cdef uint64_t first = slot.chunk_first
-    cdef uint32_t index
     copier.write_ns += copier.loop.now_ns - slot.begun_ns
     if io.status < 0:
         copier_fail(copier, io.status, io.offset_bytes)
         end_slot(copier, slot)
         return
-    for index in range(slot.chunks):
-        copier.chunks[first + index].flags = CHUNK_HELD | CHUNK_CRC
-    bitmap_set(&copier.held, first, slot.chunks)
+    if copier.written.count == 0:
+        copier.written_losses = copier.sink.losses
+    bitmap_set(&copier.written, slot.chunk_first, slot.chunks)
+    copier.written_bytes += io.length_bytes
     copier.copied_bytes += io.length_bytes
     end_slot(copier, slot)
-    if copier.on_held != NULL:
-        copier.on_held(copier.owner, first, slot.chunks)
 
 
 cdef void copier_maybe_end(Copier* copier) noexcept nogil:
-    if copier.busy > 0 or copier.flushing:
+    if copier.busy > 0:
         return
-    if copier.status != OK:
+    if copier.status != OK or copier.held.count == copier.chunks_count:
         copier_end(copier)
+    else:
+        settle(copier)
+
+
+cdef inline uint32_t in_slots(const Copier* copier) noexcept nogil:
+    return copier.busy - 1 if copier.flushing else copier.busy
+
+
+cdef void settle(Copier* copier) noexcept nogil:
+    """Flushes the sink, which makes stable what is written now; one flush at a time."""
+    cdef Bitmap empty = copier.settling
+    if copier.flushing or copier.written.count == 0:
         return
-    if copier.held.count < copier.chunks_count:
-        return
+    copier.settling = copier.written
+    copier.written = empty
+    copier.settling_losses = copier.written_losses
+    copier.written_bytes = 0
+    copier.urgent = False
     copier.flushing = True
     copier.busy += 1
     memset(&copier.flush_io, 0, sizeof(Io))
@@ -294,11 +317,60 @@ cdef void copier_maybe_end(Copier* copier) noexcept nogil:
 
 cdef void copy_flush_done(Io* io) noexcept nogil:
     cdef Copier* copier = <Copier*>io.owner
-    copier.flushing = False
-    copier.busy -= 1
+    cdef uint64_t chunk = 0
     if io.status < 0:
         copier_fail(copier, io.status, copier.size_bytes)
-    copier_end(copier)
+    elif copier.sink.losses != copier.settling_losses:
+        copy_settling_again(copier)
+    if copier.status != OK or copier.settling.count == 0:
+        end_settling(copier)
+        return
+    while True:
+        chunk = bitmap_next_set(&copier.settling, chunk, copier.chunks_count)
+        if chunk == copier.chunks_count:
+            break
+        copier.chunks[chunk].flags = CHUNK_HELD | CHUNK_CRC
+        chunk += 1
+    if copier.persist != NULL:
+        copier.persist(copier.owner)
+    else:
+        copier_persisted(copier, OK)
+
+
+cdef void copy_settling_again(Copier* copier) noexcept nogil:
+    """The way to the sink was lost, and maybe its cache: what it had answered since the last flush counts for nothing."""
+    cdef uint64_t chunk = 0
+    while True:
+        chunk = bitmap_next_set(&copier.settling, chunk, copier.chunks_count)
+        if chunk == copier.chunks_count:
+            return
+        bitmap_clear(&copier.settling, chunk, 1)
+        bitmap_clear(&copier.started, chunk, 1)
+        copier.copied_bytes -= chunk_length(copier, chunk)
+        copier.cursor = min(copier.cursor, chunk)
+
+
+cdef void copier_persisted(Copier* copier, int status) noexcept nogil:
+    """The chunk table says so stably: what settled is held."""
+    cdef uint64_t chunk = 0
+    if status < 0:
+        copier_fail(copier, status, copier.size_bytes)
+    while status >= 0:
+        chunk = bitmap_next_set(&copier.settling, chunk, copier.chunks_count)
+        if chunk == copier.chunks_count:
+            break
+        bitmap_set(&copier.held, chunk, 1)
+        chunk += 1
+    end_settling(copier)
+    if status >= 0 and copier.on_held != NULL:
+        copier.on_held(copier.owner)
+
+
+cdef void end_settling(Copier* copier) noexcept nogil:
+    bitmap_clear(&copier.settling, 0, copier.chunks_count)
+    copier.flushing = False
+    copier.busy -= 1
+    loop_defer(copier.loop, &copier.work)
 
 
 cdef void copier_end(Copier* copier) noexcept nogil:

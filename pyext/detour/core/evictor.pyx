@@ -19,7 +19,7 @@ from detour.core.journal cimport (Journal, journal_data, journal_header, journal
 from detour.core.overlay cimport (EVICT_BATCH, EVICT_WINDOW, EvictSlot, Evictor, PHASE_COPYING, overlay_corrupt)
 from detour.core.pool cimport pool_get, pool_put
 from detour.core.ranges cimport ranges_overlap
-from detour.core.reactor cimport loop_defer
+from detour.core.reactor cimport loop_defer, loop_undefer
 from detour.core.snapshot cimport snapshot_flushed_entry
 from detour.core.store cimport Io, STORE_FLUSH, STORE_UNMAP, STORE_WRITE, store_submit
 from detour.core.types cimport *
@@ -28,6 +28,7 @@ from detour.core.write_path cimport write_room
 cdef enum:
     LOOK_AHEAD = 64             # entries whose chunks are asked for ahead of time
     LOW_PERCENT = 35            # pressure ends below
+    RETRY_NS = 100000000        # main failed, or an entry is corrupt: not before
 
 
 cdef void evictor_init(Volume* volume) noexcept nogil:
@@ -43,7 +44,11 @@ cdef void evictor_kick(Volume* volume) noexcept nogil:
 
 
 cdef bint evictor_idle(const Volume* volume) noexcept nogil:
-    return volume.evictor.busy == 0 and not volume.evictor.flushing
+    return volume.evictor.busy == 0 and not volume.evictor.flushing and volume.evictor.written_count == 0
+
+
+cdef void evictor_stop(Volume* volume) noexcept nogil:
+    loop_undefer(volume.device.loop, &volume.evictor.work)
 
 
 cdef void step_run(void* owner) noexcept nogil:
@@ -63,11 +68,12 @@ cdef bint pressed(Volume* volume) noexcept nogil:
 
 cdef void step(Volume* volume) noexcept nogil:
     cdef Evictor* evictor = &volume.evictor
-    if evictor.flushing or not volume.copier_made:
+    if evictor.flushing:
         return
     if evictor.busy == 0 and evictor.written_count == 0:
         evictor.losses = volume.main.losses
-    if volume.phase == PHASE_COPYING and pressed(volume):
+    if volume.phase == PHASE_COPYING and volume.copier_made and pressed(volume) \
+            and volume.device.loop.now_ns >= evictor.retry_ns:
         if evictor.cursor < volume.journal.tail_seq:
             evictor.cursor = volume.journal.tail_seq
         want_ahead(volume)
@@ -99,7 +105,7 @@ cdef void want_ahead(Volume* volume) noexcept nogil:
         slot = journal_slot(volume.journal, seq)
         if counts(volume, journal_header(volume.journal, slot), slot):
             chunks_of(volume, journal_header(volume.journal, slot), &first, &count)
-            if not bitmap_all_set(&volume.copier.started, first, count):
+            if not bitmap_all_set(&volume.copier.held, first, count):
                 copier_want(&volume.copier, first, count)
         seq += 1
 
@@ -137,6 +143,7 @@ cdef bint begin_entry(Volume* volume, seq_t seq) noexcept nogil:
     if header.kind != ENTRY_ZERO:
         if journal_verify(volume.journal, index) < 0:
             overlay_corrupt(volume, index)
+            volume.evictor.retry_ns = volume.device.loop.now_ns + RETRY_NS
             return False
         slot.buffer_bytes = <uint64_t>header.blocks * volume.device.block_bytes
         slot.buffer = pool_get(&volume.device.loop.buffers, slot.buffer_bytes)
@@ -207,6 +214,7 @@ cdef void end_entry(Volume* volume, EvictSlot* slot, int status) noexcept nogil:
         evictor.written_count += 1
     else:
         evictor.cursor = min(evictor.cursor, slot.seq)  # tried again
+        evictor.retry_ns = volume.device.loop.now_ns + RETRY_NS
     evictor_kick(volume)
 
 
@@ -239,6 +247,7 @@ cdef void flush_done(Io* io) noexcept nogil:
     evictor.written_count = 0
     if io.status < 0:
         volume.stats.main_errors += 1
+        evictor.retry_ns = volume.device.loop.now_ns + RETRY_NS
     journal_reclaim(volume.journal)
     write_room(volume)
     evictor_kick(volume)

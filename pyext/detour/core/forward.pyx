@@ -26,20 +26,22 @@ cdef enum:
 
 
 cdef void forward_submit(Volume* volume, Request* request) noexcept nogil:
-    cdef ScsiIo* scsi
     request.begun_ns = volume.device.loop.now_ns
     request.first_error = OK
     request.pinned_slot = -1
     request.buffer = NULL
     volume.open_requests += 1
-    if not may_pass(volume, request.command):
+    if may_pass(volume, request.command):
+        pass_on(volume, request)
+    else:
         refuse(volume, request, SENSE_INVALID_OPCODE)
-        return
-    scsi = <ScsiIo*>slab_get(&volume.scsi_slab)
+
+
+cdef void pass_on(Volume* volume, Request* request) noexcept nogil:
+    cdef ScsiIo* scsi = <ScsiIo*>slab_get(&volume.scsi_slab)
     if scsi == NULL or not take_buffer(volume, request):
         if scsi != NULL:
             slab_put(&volume.scsi_slab, scsi)
-        volume.open_requests -= 1
         request.pool_waiter.ready = again
         request.pool_waiter.owner = request
         pool_wait(&volume.device.loop.buffers, &request.pool_waiter)
@@ -65,7 +67,7 @@ cdef void forward_submit(Volume* volume, Request* request) noexcept nogil:
 
 cdef void again(void* owner) noexcept nogil:
     cdef Request* request = <Request*>owner
-    forward_submit(<Volume*>request.device, request)
+    pass_on(<Volume*>request.device, request)
 
 
 cdef bint may_pass(Volume* volume, const ScsiCommand* command) noexcept nogil:
@@ -126,6 +128,8 @@ cdef void forward_done(Io* io) noexcept nogil:
     elif request.scsi_status == STATUS_GOOD and request.command.cls == SCSI_GET_LBA_STATUS and request.reservation != 0:
         request.data_bytes = overlay_lba_status(request, volume.device.blocks)
     request.data_bytes = min(request.data_bytes, <uint64_t>request.data_in_max)
+    if is_opcode_list(request):
+        request.data_bytes = min(request.data_bytes, <uint64_t>get_be32(&request.cdb[6]))     # main was asked for all
     slab_put(&volume.scsi_slab, scsi)
     overlay_finish(volume, request, OK if request.scsi_status == STATUS_GOOD else E_CHECK)
 

@@ -84,6 +84,7 @@ cdef struct RequestQueue:
 cdef struct BaseRead:           # one piece of a read that goes to main or backup
     Io io
     Volume* volume
+    Range range                 # in the volume's base_reads until it has ended or was given up
     Request* request            # NULL: given up (its request was answered from main meanwhile)
     uint8_t* bounce             # buffer of its own for reads of the backup, so that a stuck one can be given up
     uint8_t* to                 # in the request's buffer
@@ -141,6 +142,7 @@ cdef struct Evictor:
     uint32_t written_count
     uint64_t losses             # of main, when the batch began
     uint32_t busy
+    ns_t retry_ns               # after a failure nothing is begun before
     EvictSlot slots[EVICT_WINDOW]
     Io flush_io
     Deferred work
@@ -157,8 +159,9 @@ cdef struct Volume:
     bint closed
     uint64_t pass_open          # writes placed or running in phase PASS
     uint64_t open_requests      # begun and not answered
+    uint64_t pins               # answers that lie in the journal's ring and have not been sent yet
     Ranges unreflected          # sealed entries with flag 0
-    Ranges base_reads           # reads of main in flight: a flush of the same LBAs waits
+    Ranges base_reads           # base reads in flight: a flush of the same LBAs waits
     RequestQueue held
     RequestQueue room
     RequestQueue throttled
@@ -181,6 +184,8 @@ cdef struct Volume:
     Command* phase_command      # freeze or release, waits for the superblock to be stable
     CommitWaiter phase_waiter
     int phase_next
+    Io freeze_io                # the flush of main with which a freeze begins
+    CommitWaiter held_waiter    # the copier's, while its chunk table becomes stable
     uint32_t level              # of the journal, as told last
     VolumeStats stats
 

@@ -6,7 +6,8 @@
 #     order (a write that overlaps one that still waits to be stable waits with it), so a replay of the journal gives
 #     what reads saw.
 #   - A request is in at most one queue; `finished` is drained once a turn, so done() never runs inside submit.
-#   - Base reads of main are listed in `base_reads` as long as they run; whoever writes the same LBAs on main waits.
+#   - Base reads are listed in `base_reads` as long as they run, piece by piece; whoever writes the same LBAs on main waits.
+#     A piece never covers a block that is in the snapshot when it begins, so new reads cannot make a flush wait for ever.
 # Cost: one CRC pass for a write, one for a read from the journal (which is sent from its place); a mixed read copies its
 # journal pieces into one buffer.
 from libc.string cimport memset
@@ -16,10 +17,14 @@ from detour.core.device cimport REQUEST_COMMAND, REQUEST_FUA, REQUEST_READ, REQU
 from detour.core.journal cimport journal_header, journal_reclaim, journal_unpin, journal_used_bytes
 from detour.core.pool cimport pool_put
 from detour.core.reactor cimport (EVENT_CORRUPT, EVENT_JOURNAL_LEVEL, EVENT_VOLUME_FAULT, command_done, event_new,
-                                  event_post, loop_defer)
+                                  event_post, loop_at_end, loop_defer, loop_undefer)
 from detour.core.snapshot cimport snapshot_dirty_blocks
 from detour.core.stats cimport stats_record
 from detour.core.store cimport IO_FUA, STORE_FLUSH
+
+
+cdef enum:
+    FINISH_MAX = 1024           # of one run: an end may begin the next request of its command, and that end in the same run
 
 
 cdef void overlay_queue(RequestQueue* queue, Request* request) noexcept nogil:
@@ -61,7 +66,9 @@ cdef void overlay_finish_run(void* owner) noexcept nogil:
     cdef Volume* volume = <Volume*>owner
     cdef Request* request
     cdef ns_t taken_ns
-    while volume.finished.head != NULL:
+    cdef uint32_t count = 0
+    while volume.finished.head != NULL and count < FINISH_MAX:
+        count += 1
         request = volume.finished.head
         overlay_unqueue(&volume.finished, request)
         taken_ns = volume.device.loop.now_ns - request.begun_ns
@@ -73,6 +80,9 @@ cdef void overlay_finish_run(void* owner) noexcept nogil:
             volume.stats.longest_ns = <uint64_t>taken_ns
         volume.open_requests -= 1
         request.done(request)
+    if volume.finished.head != NULL:                    # sockets have their turn first
+        loop_undefer(volume.device.loop, &volume.finish_work)
+        loop_at_end(volume.device.loop, &volume.finish_work)
     if overlay_is_on(volume):
         overlay_figures(volume)
     if volume.drain_command != NULL and volume.open_requests == 0:
@@ -146,6 +156,7 @@ cdef void overlay_release(Device* device, Request* request) noexcept nogil:
     if request.pinned_slot >= 0:
         journal_unpin(volume.journal, <uint64_t>request.pinned_slot)
         request.pinned_slot = -1
+        volume.pins -= 1
     if request.buffer != NULL:
         pool_put(&device.loop.buffers, request.buffer, request.data_bytes)
         request.buffer = NULL

@@ -85,6 +85,7 @@ cdef void read_in_place(Volume* volume, Request* request, uint64_t slot) noexcep
         overlay_finish(volume, request, E_CORRUPT)
         return
     journal_pin(volume.journal, slot)
+    volume.pins += 1
     request.pinned_slot = <int64_t>slot
     request.data = <uint8_t*>journal_data(volume.journal, slot, request.lba)
     volume.stats.reads_snapshot += 1
@@ -107,9 +108,7 @@ cdef void read_runs(Volume* volume, Request* request, Run* first) noexcept nogil
             any_journal = True
             copy_from_journal(volume, request, &run, to)
         else:
-            if not any_base:
-                any_base = True
-                ranges_add(&volume.base_reads, &request.range, request.lba, request.blocks)
+            any_base = True
             read_base(volume, request, run.lba, run.blocks, to)
         lba += run.blocks
         to += <uint64_t>run.blocks * block_bytes
@@ -181,6 +180,7 @@ cdef void read_piece(Volume* volume, Request* request, Store* store, lba_t lba, 
     piece.io.length_bytes = length
     piece.io.owner = piece
     piece.io.done = piece_done
+    ranges_add(&volume.base_reads, &piece.range, lba, blocks)
     request.parts_open += 1
     if store != volume.main:
         piece.bounce = pool_get(&volume.device.loop.buffers, length)
@@ -230,6 +230,8 @@ cdef void piece_done(Io* io) noexcept nogil:
         overlay_fault(volume, io.status, io.offset_bytes // volume.device.block_bytes,
               io.length_bytes // volume.device.block_bytes, WHERE_MAIN)
         request.first_error = io.status
+    if piece.range.listed:
+        ranges_remove(&volume.base_reads, &piece.range)
     slab_put(&volume.base_read_slab, piece)
     if request != NULL:
         part_ended(volume, request)
@@ -252,8 +254,6 @@ cdef void part_ended(Volume* volume, Request* request) noexcept nogil:
     request.parts_open -= 1
     if request.parts_open > 0:
         return
-    if request.range.listed:
-        ranges_remove(&volume.base_reads, &request.range)
     count_read(volume, request)
     overlay_finish(volume, request, request.first_error)
 
@@ -269,3 +269,4 @@ cdef void read_give_up_stuck(Volume* volume) noexcept nogil:
             unlist_backup_read(volume, piece)
             ask_main_instead(volume, piece, E_TIMEOUT)
             piece.request = NULL
+            ranges_remove(&volume.base_reads, &piece.range)

@@ -15,8 +15,7 @@ from detour.core.snapshot cimport snapshot_free, snapshot_init
 from detour.core.store cimport STORE_UNMAP, ScsiIo, store_submit
 from detour.core.types cimport *
 from detour.core.write_path cimport (flush_run, write_give_back, write_place, write_place_later, write_room_run,
-                                     write_run, write_throttle_run, write_through_done, write_wait_for_room,
-                                     write_zero)
+                                     write_run, write_throttle_run, write_through_done, write_zero)
 
 cdef enum:
     TICK_NS = 100000000
@@ -87,7 +86,8 @@ cdef void routing_submit(Volume* volume, Request* request) noexcept nogil:
     if request.op != REQUEST_WRITE:
         request.pinned_slot = -1
         request.buffer = NULL
-    if volume.phase == PHASE_ARMED or volume.phase == PHASE_HOLDING:
+    # A write that was placed before ARMED has its place in memory and goes on to main: the freeze waits for it.
+    if volume.phase == PHASE_HOLDING or (volume.phase == PHASE_ARMED and request.buffer == NULL):
         request.state = STATE_WAITS_HELD
         overlay_queue(&volume.held, request)
         return
@@ -106,8 +106,6 @@ cdef void begin(Volume* volume, Request* request) noexcept nogil:
     elif not overlay_is_on(volume):
         overlay_io(request, STORE_UNMAP, write_through_done)
         store_submit(volume.main, &request.io)
-    elif volume.room.head != NULL:
-        write_wait_for_room(volume, request)
     else:
         write_zero(volume, request)
 

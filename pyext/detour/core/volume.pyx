@@ -3,15 +3,16 @@
 # Invariants: the phase changes in enter_phase alone, along EDGES; a phase that must survive a stop (COPYING, CATCHING_UP,
 # PASS) counts only after the journal's superblock with it is stable. Commands from Python run on the loop thread.
 cimport cython
+from cpython.ref cimport Py_XINCREF, PyObject
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from detour.core.bitmap cimport bitmap_clear
-from detour.core.catchup cimport catchup_init, catchup_round
+from detour.core.bitmap cimport bitmap_clear, bitmap_set
+from detour.core.catchup cimport catchup_init, catchup_round, catchup_stop
 from detour.core.clock cimport clock_realtime_ns
-from detour.core.copier cimport copier_free, copier_init, copier_start, copier_stop
+from detour.core.copier cimport copier_free, copier_init, copier_persisted, copier_start, copier_stop
 from detour.core.device cimport Device, DeviceOps, REQUEST_COMMAND, Request
-from detour.core.evictor cimport evictor_idle, evictor_init, evictor_kick
+from detour.core.evictor cimport evictor_idle, evictor_init, evictor_kick, evictor_stop
 from detour.core.forward cimport forward_submit
 from detour.core.journal cimport (Journal, JournalHandle, commit_done_fn, journal_reset, journal_super_write,
                                   journal_sync)
@@ -25,9 +26,9 @@ from detour.core.routing cimport (routing_abort_held, routing_begin_write, routi
                                   routing_resume_held, routing_submit, routing_tick)
 from detour.core.snapshot cimport snapshot_dirty_blocks
 from detour.core.stats cimport STATS_BUCKETS, stats_view
-from detour.core.store cimport STORE_RANDOM_READ, Store, StoreHandle
+from detour.core.store cimport Io, STORE_FLUSH, STORE_RANDOM_READ, Store, StoreHandle, store_submit
 from detour.core.types cimport *
-from detour.core.write_path cimport write_abort
+from detour.core.write_path cimport write_abort, write_throttle_set
 
 PASS, ARMED, COPYING, CATCHING_UP, HOLDING = range(5)
 PHASE_NAMES = ("pass", "armed", "copying", "catching-up", "holding")
@@ -102,7 +103,12 @@ cdef void phase_stored(void* owner, int status) noexcept nogil:
     cdef Volume* volume = <Volume*>owner
     cdef Command* command = volume.phase_command
     volume.phase_command = NULL
-    if status < 0 and volume.phase_next != PHASE_COPYING:
+    if status < 0 and volume.phase_next == PHASE_COPYING:
+        # There is no freeze: what the mapping says of one must not be found after a stop.
+        volume.journal.super.phase = PHASE_PASS
+        volume.journal.super.clean = 1
+        journal_super_write(volume.journal)
+    elif status < 0:
         # The way home does not depend on the journal's medium: the host is better off on main (rule 10).
         overlay_fault(volume, status, 0, 0, WHERE_JOURNAL)
         status = OK
@@ -149,11 +155,12 @@ cdef void run_freeze(Command* command) noexcept nogil:
     cdef Journal* journal = volume.journal
     if phase_busy(volume, command):
         return
-    if volume.phase > PHASE_ARMED:
+    if volume.phase > PHASE_ARMED or volume.device.blocks > journal.super.volume_blocks:
         command_done(command, E_INVALID)
         return
+    # `pins`: answers of the last detour that still are being sent would find other data in the ring.
     if volume.pass_open > 0 or volume.open_requests > 0 or snapshot_dirty_blocks(&volume.snapshot) > 0 \
-            or (volume.copier_made and volume.copier.busy > 0):
+            or volume.pins > 0 or (volume.copier_made and volume.copier.busy > 0):
         command_done(command, E_BUSY)
         return
     enter_phase(volume, PHASE_ARMED)                    # what comes now waits until the phase is stable
@@ -161,6 +168,7 @@ cdef void run_freeze(Command* command) noexcept nogil:
     bitmap_clear(&volume.flushed, 0, volume.flushed.bits)
     volume.evictor.cursor = 0
     volume.evictor.active = False
+    volume.evictor.retry_ns = 0
     volume.reads_from_backup = False
     memset(journal.super.note, 0, NOTE_BYTES)
     memcpy(journal.super.pit_id, command.data, 16)
@@ -169,8 +177,23 @@ cdef void run_freeze(Command* command) noexcept nogil:
     journal.super.copy_flags = 0
     command.results[0] = journal.super.pit_ns
     reset_figures(volume)
-    # The empty chunk table is stable before the phase in which it counts.
-    sync_then(volume, command, freeze_emptied)
+    volume.phase_command = command
+    volume.phase_next = PHASE_COPYING
+    # What went through to main is stable before the journal answers a SYNCHRONIZE CACHE for it (rule 3).
+    memset(&volume.freeze_io, 0, sizeof(Io))
+    volume.freeze_io.op = STORE_FLUSH
+    volume.freeze_io.owner = volume
+    volume.freeze_io.done = freeze_flushed
+    store_submit(volume.main, &volume.freeze_io)
+
+
+cdef void freeze_flushed(Io* io) noexcept nogil:
+    cdef Volume* volume = <Volume*>io.owner
+    if io.status < 0:
+        phase_stored(volume, io.status)
+    else:
+        # The empty chunk table is stable before the phase in which it counts.
+        sync_then(volume, volume.phase_command, freeze_emptied)
 
 
 cdef void freeze_emptied(void* owner, int status) noexcept nogil:
@@ -207,6 +230,8 @@ cdef void run_catch_up(Command* command) noexcept nogil:
         return
     if not volume.journal.super.copy_flags & COPY_COMPLETE:
         volume.journal.super.copy_flags |= COPY_ABANDONED
+        if volume.copier_made:
+            copier_stop(&volume.copier, E_ABORTED)      # main will change below it: it must not end well
     volume.reads_from_backup = (command.args[0] and volume.backup != NULL
                                 and volume.backup.flags & STORE_RANDOM_READ
                                 and volume.journal.super.copy_flags & COPY_COMPLETE)
@@ -259,8 +284,10 @@ cdef void run_release(Command* command) noexcept nogil:
     if volume.phase != PHASE_HOLDING:
         command_done(command, OK if volume.phase == PHASE_PASS else E_INVALID)
         return
+    # Places in the ring and who waits for one: the journal is not theirs any more after this.
     if volume.open_requests > 0 or volume.round.running or snapshot_dirty_blocks(&volume.snapshot) > 0 \
-            or volume.unreflected.count > 0:
+            or volume.unreflected.count > 0 or not evictor_idle(volume) or volume.journal.open_entries > 0 \
+            or volume.room.count > 0:
         command_done(command, E_BUSY)
         return
     journal_reset(volume.journal, next_generation(volume.journal.generation))
@@ -293,15 +320,28 @@ cdef void run_recover(Command* command) noexcept nogil:
     command.results[7] = report.corrupt_lba
     if status >= 0 and (phase == PHASE_COPYING or phase == PHASE_CATCHING_UP):
         volume.stats.copy_bytes = volume.device.blocks * volume.device.block_bytes
+        bitmap_set(&volume.flushed, 0, volume.flushed.bits)     # what was flushed before is not known: main, never backup
         enter_phase(volume, phase)
     command_done(command, status)
 
 
 # --- the copy ----------------------------------------------------------------------------------------------------------
 
-cdef void copy_held(void* owner, uint64_t chunk_first, uint32_t chunks) noexcept nogil:
+cdef void copy_persist(void* owner) noexcept nogil:
+    """The chunk table says what the backup holds: stably, before main changes there, or a copy that goes on after a power
+    cut would take newer content for that of the point in time."""
     cdef Volume* volume = <Volume*>owner
-    volume.stats.copied_bytes = volume.copier.copied_bytes
+    volume.held_waiter.done = copy_persisted
+    volume.held_waiter.owner = volume
+    journal_sync(volume.journal, &volume.held_waiter)
+
+
+cdef void copy_persisted(void* owner, int status) noexcept nogil:
+    copier_persisted(&(<Volume*>owner).copier, status)
+
+
+cdef void copy_held(void* owner) noexcept nogil:
+    cdef Volume* volume = <Volume*>owner
     if volume.evictor.active:
         evictor_kick(volume)
 
@@ -338,6 +378,7 @@ cdef void run_copy_start(Command* command) noexcept nogil:
     if status == OK:
         volume.copier_made = True
         volume.copier.rate_bytes_s = command.args[2]
+        volume.copier.persist = copy_persist
         volume.copier.on_held = copy_held
         volume.copier.on_end = copy_ended
         volume.copier.owner = volume
@@ -355,7 +396,7 @@ cdef void run_copy_stop(Command* command) noexcept nogil:
 
 cdef void run_throttle(Command* command) noexcept nogil:
     cdef Volume* volume = <Volume*>command.owner
-    volume.throttle_bytes_s = command.args[0]
+    write_throttle_set(volume, command.args[0])
     command_done(command, OK)
 
 
@@ -381,12 +422,21 @@ cdef void run_forget_sink(Command* command) noexcept nogil:
 
 cdef void run_close(Command* command) noexcept nogil:
     cdef Volume* volume = <Volume*>command.owner
-    if volume.open_requests > 0 or volume.round.running or volume.phase_command != NULL \
-            or (volume.copier_made and volume.copier.busy > 0):
+    if volume.round.running or volume.phase_command != NULL or not evictor_idle(volume) \
+            or volume.base_read_slab.slots_taken > 0 \
+            or (volume.copier_made and (volume.copier.running or volume.copier.busy > 0)):
         command_done(command, E_BUSY)
         return
     routing_abort_held(volume)
+    if volume.open_requests > 0:                        # those that were held end in this turn
+        command_done(command, E_BUSY)
+        return
     volume.closed = True
+    if volume.copier_made:
+        copier_free(&volume.copier)
+        volume.copier_made = False
+    catchup_stop(volume)
+    evictor_stop(volume)
     loop_timer_stop(volume.device.loop, &volume.tick)
     loop_timer_stop(volume.device.loop, &volume.room_timer)
     loop_timer_stop(volume.device.loop, &volume.throttle_timer)
@@ -428,12 +478,20 @@ cdef class VolumeHandle(DeviceHandle):
         evictor_init(volume)
 
     def __dealloc__(self):
-        # The loop thread may still use an open volume: then its memory stays until the process ends.
-        if self.volume != NULL and (self.volume.closed or self.reactor is None or not self.reactor.running):
-            if self.volume.copier_made and self.volume.copier.busy == 0:
-                copier_free(&self.volume.copier)
-            routing_free(self.volume)
-            free(self.volume)
+        # The loop thread may still use an open volume: then its memory stays until the process ends, with all it uses.
+        if self.volume == NULL:
+            return
+        if not self.volume.closed and self.reactor is not None and self.reactor.running:
+            Py_XINCREF(<PyObject*>self.main)
+            Py_XINCREF(<PyObject*>self.journal)
+            Py_XINCREF(<PyObject*>self.sink)
+            return
+        catchup_stop(self.volume)
+        evictor_stop(self.volume)
+        if self.volume.copier_made and self.volume.copier.busy == 0:
+            copier_free(&self.volume.copier)
+        routing_free(self.volume)
+        free(self.volume)
 
     def set_phase(self, int phase):
         """PASS <-> ARMED."""

@@ -2,11 +2,12 @@
 from detour.core.device cimport Device, Request
 from detour.core.overlay cimport Volume
 from detour.core.store cimport Io
+from detour.core.types cimport *
 
 cdef int write_place(Volume* volume, Request* request) noexcept nogil        # OK: request.data; PENDING: ready() comes
 cdef void write_place_later(Volume* volume, Request* request) noexcept nogil # the same for one that waited
 cdef void write_run(Volume* volume, Request* request) noexcept nogil         # the payload is in its place
-cdef bint write_zero(Volume* volume, Request* request) noexcept nogil        # UNMAP; False: it waits for room
+cdef void write_zero(Volume* volume, Request* request) noexcept nogil        # UNMAP
 cdef void flush_run(Volume* volume, Request* request) noexcept nogil
 cdef void write_abort(Device* device, Request* request) noexcept nogil       # begun and never submitted
 cdef void write_give_back(Volume* volume, Request* request) noexcept nogil   # its place
@@ -15,3 +16,4 @@ cdef void write_wait_for_room(Volume* volume, Request* request) noexcept nogil
 cdef void write_room(Volume* volume) noexcept nogil                          # room may have come: who waits goes on
 cdef void write_room_run(void* owner) noexcept nogil
 cdef void write_throttle_run(void* owner) noexcept nogil
+cdef void write_throttle_set(Volume* volume, uint64_t bytes_s) noexcept nogil

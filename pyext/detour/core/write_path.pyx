@@ -6,10 +6,10 @@ from detour.core.debug cimport likely
 from detour.core.device cimport REQUEST_FUA, REQUEST_WRITE
 from detour.core.journal cimport (journal_abort, journal_commit, journal_drop_live, journal_header, journal_reclaim,
                                   journal_reflect, journal_reserve, journal_seal, journal_seal_zero, journal_slot)
-from detour.core.overlay cimport (PHASE_PASS, STATE_NEW, STATE_PLACED, STATE_WAITS_HELD, STATE_WAITS_MEMORY,
-                                  STATE_WAITS_ROOM, STATE_WAITS_STABLE, STATE_WAITS_THROTTLE, WHERE_JOURNAL,
-                                  overlay_fault, overlay_figures, overlay_finish, overlay_io, overlay_is_on,
-                                  overlay_queue, overlay_unqueue)
+from detour.core.overlay cimport (PHASE_ARMED, PHASE_HOLDING, PHASE_PASS, STATE_NEW, STATE_PLACED, STATE_WAITS_HELD,
+                                  STATE_WAITS_MEMORY, STATE_WAITS_ROOM, STATE_WAITS_STABLE, STATE_WAITS_THROTTLE,
+                                  WHERE_JOURNAL, overlay_fault, overlay_figures, overlay_finish, overlay_io,
+                                  overlay_is_on, overlay_queue, overlay_unqueue)
 from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel
 from detour.core.ranges cimport ranges_add, ranges_overlap, ranges_remove
 from detour.core.reactor cimport loop_timer
@@ -20,6 +20,7 @@ from detour.core.types cimport *
 cdef enum:
     ROOM_RETRY_NS = 2000000
     ANSWER_DELAY_NS_MAX = 200000000         # of one write, when the journal is all but full
+    THROTTLE_DELAY_NS_MAX = 5000000000      # of one write, however low the bound: a host gives up after 30 s
 
 
 cdef int write_place(Volume* volume, Request* request) noexcept nogil:
@@ -49,8 +50,14 @@ cdef int place_in_memory(Volume* volume, Request* request) noexcept nogil:
 
 
 cdef void memory_ready(void* owner) noexcept nogil:
+    # The phase may be another one by now.
     cdef Request* request = <Request*>owner
-    write_place_later(<Volume*>request.device, request)
+    cdef Volume* volume = <Volume*>request.device
+    if volume.phase == PHASE_ARMED or volume.phase == PHASE_HOLDING:
+        request.state = STATE_WAITS_HELD
+        overlay_queue(&volume.held, request)
+    else:
+        write_place_later(volume, request)
 
 
 cdef void write_place_later(Volume* volume, Request* request) noexcept nogil:
@@ -88,9 +95,10 @@ cdef void write_room(Volume* volume) noexcept nogil:
             request.state = STATE_PLACED
             request.ready(request)
         else:
-            overlay_unqueue(&volume.room, request)
-            if not write_zero(volume, request):
+            if not seal_zeros(volume, request):
                 break
+            overlay_unqueue(&volume.room, request)
+            sealed(volume, request)
     volume.stats.room_wait_ns = 0
     if volume.room.head != NULL:
         volume.stats.room_wait_ns = <uint64_t>(volume.device.loop.now_ns - volume.room.head.due_ns)
@@ -217,6 +225,7 @@ cdef void answer(Volume* volume, Request* request) noexcept nogil:
     if volume.throttle_bytes_s:
         volume.throttle_free_ns = max(volume.throttle_free_ns, now) + <ns_t>(
             <double>(request.blocks * volume.device.block_bytes) * 1e9 / <double>volume.throttle_bytes_s)
+        volume.throttle_free_ns = min(volume.throttle_free_ns, now + <ns_t>THROTTLE_DELAY_NS_MAX)
         due = max(due, volume.throttle_free_ns)
     if likely(due == now and volume.throttled.head == NULL):
         overlay_finish(volume, request, OK)
@@ -243,8 +252,27 @@ cdef void write_throttle_run(void* owner) noexcept nogil:
                    volume.throttled.head.due_ns - volume.device.loop.now_ns)
 
 
-cdef bint write_zero(Volume* volume, Request* request) noexcept nogil:
-    """UNMAP: entries that read as zeros, without data. False: it waits for room in the table."""
+cdef void write_throttle_set(Volume* volume, uint64_t bytes_s) noexcept nogil:
+    """Another bound: what waits was measured by the old one, and goes now."""
+    cdef Request* request
+    volume.throttle_bytes_s = bytes_s
+    volume.throttle_free_ns = 0
+    while volume.throttled.head != NULL:
+        request = volume.throttled.head
+        overlay_unqueue(&volume.throttled, request)
+        overlay_finish(volume, request, OK)
+
+
+cdef void write_zero(Volume* volume, Request* request) noexcept nogil:
+    """UNMAP: entries that read as zeros, without data. It may have to wait for room in the table."""
+    if volume.room.head == NULL and seal_zeros(volume, request):
+        sealed(volume, request)
+    else:
+        write_wait_for_room(volume, request)
+
+
+cdef bint seal_zeros(Volume* volume, Request* request) noexcept nogil:
+    """False: the table has no room, and nothing of the request is left in it."""
     cdef lba_t lba = request.lba
     cdef uint64_t left = request.blocks
     cdef blocks_t blocks
@@ -255,14 +283,12 @@ cdef bint write_zero(Volume* volume, Request* request) noexcept nogil:
         if journal_seal_zero(volume.journal, lba, blocks, &seq) != OK:
             if request.seq_first:
                 forget_entries(volume, request)
-            write_wait_for_room(volume, request)
             return False
         if request.seq_first == 0:
             request.seq_first = seq
         request.seq_last = seq
         lba += blocks
         left -= blocks
-    sealed(volume, request)
     return True
 
 
