@@ -37,7 +37,8 @@ SETUP = """
 import os, detour.core
 from Cython.Build import cythonize
 from setuptools import Extension, setup
-setup(ext_modules=cythonize([Extension("theirs", ["theirs.pyx"], include_dirs=[os.path.dirname(detour.core.__file__)])]))
+headers = [os.path.dirname(detour.core.__file__)]
+setup(ext_modules=cythonize([Extension("theirs", ["theirs.pyx"], include_dirs=headers)]))
 """
 
 
