@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detour.stores import CommandResult
 
+from detour.stores import CommandResult
 from tests.interop.test_foreign_clients import DETOUR, HELD, MAINS, TGT, begin, check_still, new_site
 
 ROOM = 4096
@@ -18,6 +18,14 @@ INVALID_OPCODE, INVALID_FIELD = (5, 0x20, 0), (5, 0x24, 0)
 WITH_ACTIONS = {0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9E, 0x9F, 0xA3, 0xA4}
 # What changes the medium, or reads it another way, and is not done on the overlay.
 NOT_ON_THE_OVERLAY = (0x04, 0x07, 0x3B, 0x3F, 0x48, 0x7F, 0x83, 0x89, 0x8B, 0x9C, 0x9F)
+# Medium commands: CDB length by opcode; and where CDBs of that length have block and count (first byte, length).
+PLACES = {6: ((1, 3), (4, 1)), 10: ((2, 4), (7, 2)), 12: ((2, 4), (6, 4)), 16: ((2, 8), (10, 4))}
+READS = {0x08: 6, 0x28: 10, 0xA8: 12, 0x88: 16}
+WRITES = {0x0A: 6, 0x2A: 10, 0xAA: 12, 0x8A: 16, 0x2E: 10, 0xAE: 12, 0x8E: 16}
+VERIFIES = {0x2F: 10, 0xAF: 12, 0x8F: 16}
+SAMES = {0x41: 10, 0x93: 16}
+OTHERS = {0x35: 10, 0x91: 16, 0x34: 10, 0x90: 16}
+BLOCKS = 16
 Opcode = tuple[int, int]
 Ask = Callable[..., Awaitable[CommandResult]]
 
@@ -110,23 +118,15 @@ async def single(ask: Ask, opcode: int, action: int) -> bool:
 
 
 class Medium:
-    """Each medium command that is listed does what it is for. One block range a command; `model` is what it holds."""
-
-    LENGTHS = {6: ((1, 3), (4, 1)), 10: ((2, 4), (7, 2)), 12: ((2, 4), (6, 4)), 16: ((2, 8), (10, 4))}
-    READS = {0x08: 6, 0x28: 10, 0xA8: 12, 0x88: 16}
-    WRITES = {0x0A: 6, 0x2A: 10, 0xAA: 12, 0x8A: 16, 0x2E: 10, 0xAE: 12, 0x8E: 16}
-    VERIFIES = {0x2F: 10, 0xAF: 12, 0x8F: 16}
-    SAMES = {0x41: 10, 0x93: 16}
-    OTHERS = {0x35: 10, 0x91: 16, 0x34: 10, 0x90: 16}
-    BLOCKS = 16
+    """Each medium command that is listed does what it is for."""
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
         self.done: set[int] = set()
 
     def cdb(self, opcode: int, length: int, lba: int, flags: int = 0) -> bytes:
-        place, count = self.LENGTHS[length]
-        cdb = bytearray(cdb_of(opcode, (*place, lba), (*count, self.BLOCKS)))
+        place, count = PLACES[length]
+        cdb = bytearray(cdb_of(opcode, (*place, lba), (*count, BLOCKS)))
         cdb[1] |= flags
         return bytes(cdb)
 
@@ -138,34 +138,34 @@ class Medium:
         return answer.data
 
     async def check(self, opcodes: set[int], lba: int) -> None:
-        size = self.BLOCKS * 512
+        size = BLOCKS * 512
         content = b""
-        for opcode, length in self.WRITES.items():
+        for opcode, length in WRITES.items():
             if opcode in opcodes:
                 content = bytes([opcode]) * size
                 await self.good(self.cdb(opcode, length, lba), data_out=content)
                 assert await self.good(self.cdb(0x28, 10, lba), data_in_bytes=size) == content, hex(opcode)
-        for opcode, length in self.READS.items():
+        for opcode, length in READS.items():
             if opcode in opcodes:
                 assert await self.good(self.cdb(opcode, length, lba), data_in_bytes=size) == content, hex(opcode)
-        for opcode, length in self.VERIFIES.items():
+        for opcode, length in VERIFIES.items():
             if opcode in opcodes:
                 await self.good(self.cdb(opcode, length, lba))
                 await self.good(self.cdb(opcode, length, lba, 2), data_out=content)
                 wrong = await self.ask(self.cdb(opcode, length, lba, 2), data_out=content[:-1] + b"!", check=False)
                 assert sense_of(wrong) == (0x0E, 0x1D, 0), hex(opcode)
-        for opcode, length in self.OTHERS.items():
+        for opcode, length in OTHERS.items():
             if opcode in opcodes:
                 await self.good(self.cdb(opcode, length, lba))
-        for opcode, length in self.SAMES.items():
+        for opcode, length in SAMES.items():
             if opcode in opcodes:
                 await self.good(self.cdb(opcode, length, lba), data_out=bytes([opcode]) * 512)
                 assert await self.good(self.cdb(0x28, 10, lba), data_in_bytes=size) == bytes([opcode]) * size
         if 0x42 in opcodes:
-            descriptor = lba.to_bytes(8, "big") + self.BLOCKS.to_bytes(4, "big") + bytes(4)
+            descriptor = lba.to_bytes(8, "big") + BLOCKS.to_bytes(4, "big") + bytes(4)
             await self.good(cdb_of(0x42, (7, 2, 24)), data_out=bytes([0, 22, 0, 16, 0, 0, 0, 0]) + descriptor)
             assert await self.good(self.cdb(0x28, 10, lba), data_in_bytes=size) == bytes(size)
-        every = {*self.READS, *self.WRITES, *self.VERIFIES, *self.SAMES, *self.OTHERS, 0x42}
+        every = {*READS, *WRITES, *VERIFIES, *SAMES, *OTHERS, 0x42}
         assert self.done == every & opcodes and len(self.done) > 15
 
     async def status(self, lba: int) -> tuple[int, int, int]:

@@ -52,11 +52,12 @@ class Conformance:
     skipped: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.passed} tests passed, of which {len(self.skipped)} found nothing to test", *self.skipped])
+        head = f"{self.passed} tests passed, of which {len(self.skipped)} found nothing to test"
+        return "\n".join([head, *self.skipped])
 
 
 def conform(url: str, family: str) -> Conformance:
-    """Runs a family of iscsi-test-cu; AssertionError if a test fails, none runs, or one that must run is passed over."""
+    """Runs a family of iscsi-test-cu; AssertionError if a test fails, none runs, or one of a must is passed over."""
     text = run("iscsi-test-cu", "--dataloss", "-t", f"ALL.{family}", url)
     found = re.search(r"^\s+tests\s+(\d+)\s+(\d+)\s+(\d+)\s+(\d+)", text, re.MULTILINE)
     assert found is not None, text
