@@ -53,8 +53,8 @@ cdef struct Copier:
     uint64_t settling_losses
     int status
     uint64_t failing_offset_bytes
-    uint64_t rate_bytes_s       # 0: unbounded
-    uint64_t tokens_bytes
+    uint64_t rate_bytes_s       # 0: unbounded; wanted chunks do not wait for it
+    int64_t tokens_bytes        # below 0: a debt, for wanted chunks
     ns_t tokens_ns
     Io flush_io
     Timer timer

@@ -160,22 +160,23 @@ cdef uint64_t next_span(Copier* copier, uint64_t* chunks) noexcept nogil:
     return first
 
 
-cdef bint take_tokens(Copier* copier, uint64_t length_bytes) noexcept nogil:
-    """Token bucket of a fifth of a second; False starts the timer for the moment when there are enough."""
-    cdef uint64_t gained
-    cdef uint64_t bound
+cdef bint take_tokens(Copier* copier, uint64_t length_bytes, bint wanted) noexcept nogil:
+    """Token bucket of a fifth of a second; False starts the timer for the moment when there are enough. A wanted chunk does
+    not wait, because a host does: what it takes is a debt that the sweep pays back."""
+    cdef int64_t length = <int64_t>length_bytes
+    cdef int64_t bound, gained
     if copier.rate_bytes_s == 0:
         return True
-    bound = max(copier.rate_bytes_s // 5, <uint64_t>PART_BYTES_MAX)
-    gained = <uint64_t>(<double>(copier.loop.now_ns - copier.tokens_ns) * <double>copier.rate_bytes_s / 1e9)
+    bound = max(<int64_t>(copier.rate_bytes_s // 5), <int64_t>PART_BYTES_MAX)
+    gained = <int64_t>(<double>(copier.loop.now_ns - copier.tokens_ns) * <double>copier.rate_bytes_s / 1e9)
     if gained > 0:
         copier.tokens_bytes = min(copier.tokens_bytes + gained, bound)
         copier.tokens_ns = copier.loop.now_ns
-    if copier.tokens_bytes >= length_bytes:
-        copier.tokens_bytes -= length_bytes
+    if wanted or copier.tokens_bytes >= length:
+        copier.tokens_bytes -= length
         return True
     loop_timer(copier.loop, &copier.timer,
-               <ns_t>(<double>(length_bytes - copier.tokens_bytes) * 1e9 / <double>copier.rate_bytes_s) + 100000)
+               <ns_t>(<double>(length - copier.tokens_bytes) * 1e9 / <double>copier.rate_bytes_s) + 100000)
     return False
 
 
@@ -205,10 +206,10 @@ cdef bint begin_span(Copier* copier, uint64_t first, uint64_t chunks) noexcept n
     cdef uint8_t* buffer
     cdef uint32_t index = 0
     buffer = NULL
-    if take_tokens(copier, length_bytes):
+    if take_tokens(copier, length_bytes, bitmap_test(&copier.wanted, first)):
         buffer = pool_get(&copier.loop.buffers, length_bytes)
         if buffer == NULL:
-            copier.tokens_bytes += length_bytes if copier.rate_bytes_s else 0
+            copier.tokens_bytes += <int64_t>length_bytes if copier.rate_bytes_s else 0
             pool_wait(&copier.loop.buffers, &copier.pool_waiter)
     if buffer == NULL:
         if first < copier.cursor:
