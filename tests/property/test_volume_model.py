@@ -53,6 +53,15 @@ class VolumeMachine(RuleBasedStateMachine):
         if self.can_ask():
             self.world.write(*self.place(at, length), fua)
 
+    @precondition(lambda self: self.phase == "copying")
+    @rule(at=places, count=st.integers(6, 20))
+    def burst(self, at, count):
+        """Enough to fill half of a ring: the evictor has work."""
+        lba, blocks = self.place(at, 200)
+        while self.can_ask() and count > 0:
+            self.world.write(lba, blocks)
+            count -= 1
+
     @rule(at=places, length=lengths)
     def read(self, at, length):
         if self.can_ask():

@@ -296,6 +296,91 @@ def test_an_eviction_that_fails_is_not_tried_in_a_tight_loop():
     assert world.stat("evicted_bytes") > 0
 
 
+def evicting_world():
+    """Half of the ring is full of entries whose chunks the backup holds, and the first of them, [0, 128), is on its way
+    to main, alone."""
+    world = VolumeWorld(12, journal_bytes=2_200_000, turn_ns=1_000_000)
+    world.freeze()
+    full_copy(world)
+    for lba in range(0, 2304, 128):
+        world.write(lba, 128)
+    world.turn(3)
+    assert not world.open and world.main.pending()[0] == (WRITE, 0, 128 * BLOCK)
+    complete_all_but(world, 0)
+    assert overlapping(world, 0, 128) == 1
+    return world
+
+
+def complete_all_but(world, lba):
+    """Everything at main but the writes to this place, and what follows from it."""
+    for _ in range(30):
+        for index in reversed(range(len(world.main.pending()))):
+            if world.main.pending()[index][1] != lba * BLOCK:
+                world.main.complete(index)
+        world.turn()
+
+
+def overlapping(world, lba, blocks):
+    """Writes that main has to this range at the moment."""
+    return sum(op in (WRITE, UNMAP) and start < (lba + blocks) * BLOCK and start + length > lba * BLOCK
+               for op, start, length in world.main.pending())
+
+
+def test_two_evictions_of_one_place_follow_each_other():
+    """Main may take writes in any order: the older one, landing last, would bring old content back."""
+    world = evicting_world()
+    world.write(0, 64)
+    complete_all_but(world, 0)
+    assert world.main.pending() == [(WRITE, 0, 128 * BLOCK)]
+    world.main.complete_all()
+    for _ in range(20):
+        world.turn()
+        if overlapping(world, 0, 64):
+            break
+        complete_all_but(world, 0)
+    assert overlapping(world, 0, 64) == 1                       # now it is the newer one's turn
+    world.settle()
+    world.command(world.volume.catch_up())
+    world.go_home()
+    world.check_main()
+
+
+def test_a_round_waits_for_the_evictor():
+    """A newer write of the same place, brought to main beside the eviction, could land before it."""
+    world = evicting_world()
+    world.write(0, 64)
+    world.turn(2)
+    ticket = world.volume.catch_up()
+    for _ in range(5):
+        world.turn()
+        world.media.complete_all()
+    assert world.answers[ticket][0] == 0
+    world.volume.round()
+    complete_all_but(world, 0)
+    assert overlapping(world, 0, 64) == 1
+    world.settle()
+    world.go_home()
+    world.check_main()
+
+
+def test_an_eviction_waits_for_base_reads_of_its_place():
+    """The read began before the write: it may show the old content of a block or the new one, but of one moment."""
+    world = VolumeWorld(12, journal_bytes=2_200_000, turn_ns=1_000_000)
+    world.freeze()
+    full_copy(world)
+    world.read(0, 200)
+    world.turn(2)
+    for lba in range(0, 2304, 128):
+        world.write(lba, 128)
+    world.turn(3)
+    complete_all_but(world, 0)
+    assert world.main.pending() == [(READ, 0, 200 * BLOCK)]
+    world.settle()
+    for _ in range(20):
+        world.settle()
+    assert world.stat("evicted_bytes") > 0
+
+
 # --- reads beside rounds
 
 def test_a_round_does_not_wait_for_reads_that_only_pass_by():
