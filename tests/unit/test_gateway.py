@@ -295,6 +295,20 @@ def test_a_restore_onto_main_and_a_detour_exclude_each_other(tmp_path):
     run(tmp_path, scenario, volume=SLOW)
 
 
+def test_the_copy_shows_how_far_it_is(tmp_path):
+    """The watch over a copy that stalls lives by this figure."""
+    async def scenario(world):
+        gateway = await world.start()
+        started = gateway.start_detour("vol0")
+        seen = []
+        async for document in started.follow(0.05):
+            if document["phase"] == "copying":
+                seen.append(document["copy"]["bytes_done"])
+        assert document["copy"]["bytes_done"] == SIZE and seen == sorted(seen)
+        assert len({done for done in seen if 0 < done < SIZE}) >= 2, seen
+    run(tmp_path, scenario, volume=SLOW)
+
+
 def test_unknown_names(tmp_path):
     async def scenario(world):
         gateway = await world.start()

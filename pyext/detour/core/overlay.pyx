@@ -99,6 +99,8 @@ cdef void overlay_figures(Volume* volume) noexcept nogil:
     volume.stats.unreflected_bytes = volume.stats.dirty_blocks * volume.device.block_bytes
     volume.stats.journal_used_bytes = used
     volume.stats.journal_bytes = journal.data_bytes
+    if volume.copier_made:
+        volume.stats.copied_bytes = volume.copier.copied_bytes
     volume.stats.requests_open = volume.open_requests
     volume.stats.requests_waiting = volume.held.count + volume.room.count + volume.throttled.count
     level = 3 if used * 100 >= journal.data_bytes * 95 else 2 if used * 100 >= journal.data_bytes * 70 \

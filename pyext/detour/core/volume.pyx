@@ -103,6 +103,8 @@ cdef void phase_stored(void* owner, int status) noexcept nogil:
     cdef Volume* volume = <Volume*>owner
     cdef Command* command = volume.phase_command
     volume.phase_command = NULL
+    if volume.freeze_given_up and volume.phase_next == PHASE_COPYING:
+        status = E_ABORTED
     if status < 0 and volume.phase_next == PHASE_COPYING:
         # There is no freeze: what the mapping says of one must not be found after a stop.
         volume.journal.super.phase = PHASE_PASS
@@ -136,6 +138,8 @@ cdef void run_set_phase(Command* command) noexcept nogil:
     """PASS -> ARMED and ARMED -> PASS; the other edges have commands of their own."""
     cdef Volume* volume = <Volume*>command.owner
     cdef int phase = <int>command.args[0]
+    if volume.phase_command != NULL and volume.phase == PHASE_ARMED and phase == PHASE_PASS:
+        give_up_freeze(volume)
     if volume.phase_command != NULL:
         command_done(command, E_BUSY)
     elif volume.phase == PHASE_PASS and phase == PHASE_ARMED:
@@ -149,6 +153,14 @@ cdef void run_set_phase(Command* command) noexcept nogil:
         command_done(command, OK if volume.phase == phase else E_INVALID)
 
 
+cdef void give_up_freeze(Volume* volume) noexcept nogil:
+    """The host must not wait for a main or a journal that does not answer: a freeze that is not stable yet ends here, or
+    as soon as the journal's flush has ended."""
+    volume.freeze_given_up = True
+    if volume.freeze_flushing:
+        phase_stored(volume, E_ABORTED)
+
+
 cdef void run_freeze(Command* command) noexcept nogil:
     """The PIT begins: an empty journal of a new generation, the overlay on."""
     cdef Volume* volume = <Volume*>command.owner
@@ -160,7 +172,7 @@ cdef void run_freeze(Command* command) noexcept nogil:
         return
     # `pins`: answers of the last detour that still are being sent would find other data in the ring.
     if volume.pass_open > 0 or volume.open_requests > 0 or snapshot_dirty_blocks(&volume.snapshot) > 0 \
-            or volume.pins > 0 or (volume.copier_made and volume.copier.busy > 0):
+            or volume.pins > 0 or volume.freeze_flushing or (volume.copier_made and volume.copier.busy > 0):
         command_done(command, E_BUSY)
         return
     enter_phase(volume, PHASE_ARMED)                    # what comes now waits until the phase is stable
@@ -179,6 +191,8 @@ cdef void run_freeze(Command* command) noexcept nogil:
     reset_figures(volume)
     volume.phase_command = command
     volume.phase_next = PHASE_COPYING
+    volume.freeze_given_up = False
+    volume.freeze_flushing = True
     # What went through to main is stable before the journal answers a SYNCHRONIZE CACHE for it (rule 3).
     memset(&volume.freeze_io, 0, sizeof(Io))
     volume.freeze_io.op = STORE_FLUSH
@@ -189,6 +203,9 @@ cdef void run_freeze(Command* command) noexcept nogil:
 
 cdef void freeze_flushed(Io* io) noexcept nogil:
     cdef Volume* volume = <Volume*>io.owner
+    volume.freeze_flushing = False
+    if volume.freeze_given_up:
+        return                                          # it was answered then
     if io.status < 0:
         phase_stored(volume, io.status)
     else:
@@ -198,7 +215,7 @@ cdef void freeze_flushed(Io* io) noexcept nogil:
 
 cdef void freeze_emptied(void* owner, int status) noexcept nogil:
     cdef Volume* volume = <Volume*>owner
-    if status < 0:
+    if status < 0 or volume.freeze_given_up:
         phase_stored(owner, status)
     else:
         store_phase(volume, PHASE_COPYING, volume.phase_command)
@@ -349,6 +366,7 @@ cdef void copy_held(void* owner) noexcept nogil:
 cdef void copy_ended(void* owner, int status, uint64_t failing_offset_bytes) noexcept nogil:
     cdef Volume* volume = <Volume*>owner
     cdef Command* event = event_new(volume.device.loop, EVENT_COPY_DONE, volume.device.id)
+    volume.stats.copied_bytes = volume.copier.copied_bytes
     if status == OK:
         volume.journal.super.copy_flags |= COPY_COMPLETE
         journal_super_write(volume.journal)
@@ -423,7 +441,7 @@ cdef void run_forget_sink(Command* command) noexcept nogil:
 cdef void run_close(Command* command) noexcept nogil:
     cdef Volume* volume = <Volume*>command.owner
     if volume.round.running or volume.phase_command != NULL or not evictor_idle(volume) \
-            or volume.base_read_slab.slots_taken > 0 \
+            or volume.base_read_slab.slots_taken > 0 or volume.freeze_flushing \
             or (volume.copier_made and (volume.copier.running or volume.copier.busy > 0)):
         command_done(command, E_BUSY)
         return
