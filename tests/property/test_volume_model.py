@@ -270,6 +270,18 @@ class PowerMachine(VolumeMachine):
     def power_cut(self, main_too, backup_too):
         self.after_a_crash(self.world.power_cut(main_too, backup_too))
 
+    @rule(at=places, length=lengths, fua=st.booleans(), flushes=st.integers(0, 2))
+    def promise_and_power_cut(self, at, length, fua, flushes):
+        self.world.write(*self.place(at, length), fua)
+        self.world.turn(2)
+        self.world.flush()
+        for _ in range(flushes):
+            self.world.turn(2)
+            self.world.media.complete_all()
+            self.world.main.complete_all()
+        self.world.turn(2)
+        self.power_cut(True, False)
+
 
 def bounded(examples, steps):
     return settings(

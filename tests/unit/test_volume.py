@@ -154,6 +154,19 @@ def test_an_answered_flush_means_stable(world):
     assert not world.open
 
 
+def test_each_flush_and_each_fua_write_asks_the_media_anew(world):
+    world.freeze()
+    for lap in range(3):
+        world.write(2 * lap, 1)
+        world.turn(2)
+        world.flush()
+        world.write(2 * lap + 1, 1, fua=True)
+        world.turn(3)
+        assert [shot.kind for shot in world.open] == ["flush", "write"] and world.media.pending()
+        world.settle()
+        assert not world.open
+
+
 def test_a_failed_flush_of_the_journal_is_told(world):
     world.freeze()
     world.media.fail_next(FLUSH)
@@ -161,6 +174,7 @@ def test_a_failed_flush_of_the_journal_is_told(world):
     world.settle()
     assert world.driver.take(number)[0] == E_IO
     assert any(kind == FAULT for kind, _, _ in world.events)
+    assert world.stat("dirty_blocks") == 0 and world.journal.stats["live_bytes"] == 0     # nothing holds its room
 
 
 def test_a_round_waits_for_base_reads_of_its_blocks(world):
@@ -420,23 +434,3 @@ def test_a_segment_during_which_main_was_lost_is_written_again(world):
     world.turn(2)
     world.command(ticket)
     assert bytes(world.main.image[10 * BLOCK:11 * BLOCK]) == stamp(10, 1)
-
-
-def test_a_rate_of_the_copy_does_not_slow_a_host_that_needs_room():
-    """Rule 1: chunks that somebody waits for are copied beyond the rate; the sweep pays that back."""
-    world = VolumeWorld(16, journal_bytes=2_200_000, turn_ns=1_000_000)
-    world.freeze()
-    world.command(world.volume.copy_start(world.backup, window=4, rate_bytes_s=1000))
-    begun = world.clock_ns
-    for lap in range(48):
-        world.write((lap % 12) * CHUNK_BLOCKS + lap, 128)
-        for _ in range(3000):
-            world.turn()
-            if not world.open:
-                break
-            for store in world.stores.values():
-                store.complete_all()
-        assert not world.open, f"write {lap} got no room"
-    assert world.stat("evicted_bytes") > 0
-    assert world.clock_ns - begun < 60 * 10**9                  # at the rate alone one chunk would take 262 s
-    world.check_pit_kept()

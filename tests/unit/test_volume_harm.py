@@ -88,6 +88,39 @@ def test_a_freeze_that_fails_leaves_the_host_unharmed(store, op):
     assert world.kill() == PASS
 
 
+@pytest.mark.parametrize("stuck", ["main", "media"])
+def test_a_freeze_that_does_not_end_is_given_up(stuck):
+    """Hosts' commands wait meanwhile; giving up must not wait for what does not answer."""
+    world = VolumeWorld(1)
+    world.command(world.volume.set_phase(ARMED))
+    world.write(1, 4)
+    freeze = world.volume.freeze(b"p" * 16)
+    world.turn(2)
+    if stuck == "media":
+        world.main.complete_all()
+        world.turn(2)
+        assert world.media.pending()
+    ticket = world.volume.set_phase(PASS)
+    world.turn(2)
+    while stuck == "media" and world.answers[ticket][0] == E_BUSY:      # a flush cannot be called back
+        assert world.media.complete_all()
+        world.turn(2)
+        ticket = world.volume.set_phase(PASS)
+        world.turn(2)
+    assert world.answers.pop(ticket)[0] == 0 and world.answers.pop(freeze)[0] == E_ABORTED
+    assert world.volume.phase == PASS
+    assert world.journal.superblock["phase"] == PASS and world.journal.superblock["clean"] == 1
+    if stuck == "main":
+        assert world.ask(world.volume.freeze(b"p" * 16), settle=False)[0] == E_BUSY
+    world.settle()
+    assert not world.open and main_block(world, 1) == stamp(1, 1)
+    assert world.volume.phase == PASS
+    world.freeze()
+    world.write(1, 1)
+    world.settle()
+    assert main_block(world, 1) == stamp(1, 1) and world.stat("dirty_blocks") == 1
+
+
 def test_an_answer_that_still_lies_in_the_ring_keeps_the_next_freeze_waiting():
     """The host has not taken all of it when its volume goes home; the next detour writes the ring anew."""
     world = VolumeWorld(1)
@@ -142,6 +175,27 @@ def test_nothing_is_released_while_a_write_waits_for_room():
     world.write(3, 1)
     world.settle()
     assert main_block(world, 3) == stamp(3, 1)
+
+
+def test_small_writes_do_not_overtake_a_large_one_that_waits_for_room():
+    """Else it would wait until the host gives it up."""
+    world = VolumeWorld(5, journal_bytes=minimum_size(BLOCK, 5 * CHUNK_BLOCKS), turn_ns=1_000_000)
+    world.freeze()
+    placed = [world.begin_write(0, 2048), world.begin_write(0, 1024)]
+    large, small = world.begin_write(0, 2048), world.begin_write(0, 8)
+    assert [world.driver.step(number) for number in [*placed, large, small]] == [
+        PLACED, PLACED, WAITS_PLACE, WAITS_PLACE]
+    world.driver.abort(large)
+    world.settle()
+    for _ in range(1000):
+        world.turn()
+        world.media.complete_all()
+        if world.driver.step(small) == PLACED:
+            break
+    assert world.driver.step(small) == PLACED
+    for number in (*placed, small):
+        world.driver.abort(number)
+    assert world.journal.stats["open_entries"] == 0
 
 
 @pytest.mark.parametrize("size", ["smallest", "odd"])

@@ -27,6 +27,7 @@ from detour.core.write_path cimport write_room
 
 cdef enum:
     SEGMENT_BYTES = 67108864
+    ZERO_RUN_BYTES = 16384      # what a run of zeros counts, so that a segment has a bounded number of them
     EVICTOR_WAIT_NS = 1000000
 
 
@@ -135,7 +136,7 @@ cdef bint begin_write(Volume* volume, const Run* first) noexcept nogil:
     slot.busy = True
     current.busy += 1
     current.runs += 1
-    current.segment_bytes += slot.buffer_bytes
+    current.segment_bytes += ZERO_RUN_BYTES if zero else slot.buffer_bytes
     current.cursor = slot.lba + slot.blocks
     memset(&slot.io, 0, sizeof(Io))
     slot.io.op = STORE_UNMAP if zero else STORE_WRITE

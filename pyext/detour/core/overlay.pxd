@@ -185,6 +185,8 @@ cdef struct Volume:
     CommitWaiter phase_waiter
     int phase_next
     Io freeze_io                # the flush of main with which a freeze begins
+    bint freeze_flushing        # it is in flight, also when the freeze was given up meanwhile
+    bint freeze_given_up
     CommitWaiter held_waiter    # the copier's, while its chunk table becomes stable
     uint32_t level              # of the journal, as told last
     VolumeStats stats
