@@ -434,3 +434,23 @@ def test_a_segment_during_which_main_was_lost_is_written_again(world):
     world.turn(2)
     world.command(ticket)
     assert bytes(world.main.image[10 * BLOCK:11 * BLOCK]) == stamp(10, 1)
+
+
+def test_a_rate_of_the_copy_does_not_slow_a_host_that_needs_room():
+    """Rule 1: chunks that somebody waits for are copied beyond the rate; the sweep pays that back."""
+    world = VolumeWorld(16, journal_bytes=2_200_000, turn_ns=1_000_000)
+    world.freeze()
+    world.command(world.volume.copy_start(world.backup, window=4, rate_bytes_s=1000))
+    begun = world.clock_ns
+    for lap in range(48):
+        world.write((lap % 12) * CHUNK_BLOCKS + lap, 128)
+        for _ in range(3000):
+            world.turn()
+            if not world.open:
+                break
+            for store in world.stores.values():
+                store.complete_all()
+        assert not world.open, f"write {lap} got no room"
+    assert world.stat("evicted_bytes") > 0
+    assert world.clock_ns - begun < 60 * 10**9                  # at the rate alone one chunk would take 262 s
+    world.check_pit_kept()
