@@ -179,6 +179,7 @@ def test_a_detour_that_is_unfinished_needs_its_journal(tmp_path, marked, words):
 
 
 def test_places():
-    assert place_text(parse_url("iscsi://H:3260/iqn.2026-01.x:Y/1")) == place_text(parse_url("iscsi://u%s@h/iqn.2026-01.x:y/1"))
+    assert place_text(parse_url("iscsi://H:3260/iqn.2026-01.x:Y/1")) \
+        == place_text(parse_url("iscsi://u%s@h/iqn.2026-01.x:y/1"))
     assert place_text(parse_url("/a/../b")) == place_text(parse_url("file:///b"))
     assert place_text(parse_url("mem:1MiB")) == ""

@@ -22,14 +22,17 @@ def command(path: str, check: bool) -> int:
     from detour.config import load_config
 
     config = load_config(path)
-    if check:
-        click.echo(f"{path} is right: {len(config.volume)} volumes, {len(config.store)} stores")
-        return 0
+    from detour.assembly import check_served, gateway_address
     from detour.gateway import serve
 
-    with contextlib.suppress(KeyboardInterrupt):        # a signal is how a server ends
-        try:
+    try:
+        gateway_address(config.gateway)
+        check_served(config)
+        if check:
+            click.echo(f"{path} is right: {len(config.volume)} volumes, {len(config.store)} stores")
+            return 0
+        with contextlib.suppress(KeyboardInterrupt):    # a signal is how a server ends
             run_async(serve(config))
-        except ConfigError as error:                    # options of a driver are checked when it is made
-            raise ConfigError(error.reason, file=error.file or path, key=error.key, hint=error.hint) from None
+    except ConfigError as error:                        # options of a driver are checked when it is made
+        raise ConfigError(error.reason, file=error.file or path, key=error.key, hint=error.hint) from None
     return 0
