@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import structlog
 
 from detour import events
-from detour.errors import ScsiError, TimeoutError_, UsageError
+from detour.errors import ScsiError, TimeoutError_, UsageError, from_status
 from detour.runtime import Answer, Runtime
+
+log = structlog.get_logger(__name__)
 
 COMMAND_LIMIT_S = 20.0          # bound on what the core answers without waiting for storage or hosts
 REPORT_LUNS = bytes([0xA0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0])
 INQUIRY = bytes([0x12, 0, 0, 0, 36, 0])
 DISK_TYPES = (0x00, 0x0E)       # direct access, simplified direct access
 NOTE_BYTES_MAX = 2048
+CORE_PHASES = ("pass", "armed", "copying", "catching-up", "holding")
+FAULT_PLACES = {1: "the journal", 2: "main", 3: "the backup storage"}
+REPORT_EVERY_S = 1.0            # of one kind of fault: a storage that fails, fails often
 
 
 class Portal(Protocol):
@@ -82,6 +89,8 @@ class LiveVolume:
         self._target_stats = np.frombuffer(target.stats, dtype=np.uint64)
         runtime.on_event(events.COPY_DONE, volume.id, self._on_copy_end)
         runtime.on_event(events.VOLUME_FAULT, volume.id, self._on_fault)
+        runtime.on_event(events.CORRUPT, volume.id, self._on_corrupt)
+        self._reported: dict[Any, float] = {}   # what was logged, and when
 
     # -- what it is --------------------------------------------------------------------------------------------------
 
@@ -263,13 +272,35 @@ class LiveVolume:
         if self._copy_end is not None and not self._copy_end.done():
             self._copy_end.set_result(CopyEnd(status, results[0], results[1]))
 
+    def _on_corrupt(self, _status: int, results: tuple[int, ...], _data: bytes | None) -> None:
+        """Rule 9: named with volume, LBA and sequence number, once for each entry."""
+        lba, blocks, seq = results[:3]
+        if self._is_new(("corrupt", seq), float("inf")):
+            log.error("a checksum in the journal is wrong; the data are not served", volume=self.name,
+                      phase=CORE_PHASES[self.phase], lba=lba, blocks=blocks, seq=seq)
+
+    def _is_new(self, what: Any, every_s: float) -> bool:
+        """Whether `what` was not reported within the last `every_s`; from now on it was."""
+        now = time.monotonic()
+        if what in self._reported and now - self._reported[what] < every_s:
+            return False
+        if len(self._reported) > 4096:
+            self._reported.clear()
+        self._reported[what] = now
+        return True
+
     def _on_fault(self, status: int, results: tuple[int, ...], _data: bytes | None) -> None:
+        place = FAULT_PLACES.get(results[2], "a storage")
+        if self._is_new((place, status), REPORT_EVERY_S):
+            log.warning(f"{place} failed", volume=self.name, phase=CORE_PHASES[self.phase], lba=results[0],
+                        blocks=results[1], reason=from_status(status).message)
         if not self.faults.full():
             self.faults.put_nowait((status, results[0], results[2]))
 
     async def close(self) -> None:
         self.runtime.off_event(events.COPY_DONE, self.volume.id)
         self.runtime.off_event(events.VOLUME_FAULT, self.volume.id)
+        self.runtime.off_event(events.CORRUPT, self.volume.id)
 
 
 async def _within(limit_s: float, what: str, work: Any) -> Any:

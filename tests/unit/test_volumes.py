@@ -1,0 +1,59 @@
+"""What the gateway says of a volume's faults: rule 9 asks for volume, LBA and sequence number."""
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from structlog.testing import capture_logs
+
+from detour import events
+from detour.volumes import LiveVolume
+
+
+class Handle:
+    """As much of a core handle as LiveVolume looks at."""
+
+    id = 7
+    phase = 2
+    stats = np.zeros(4, np.uint64)
+
+    @staticmethod
+    def stats_names():
+        return ("a", "b", "c", "d")
+
+
+@pytest.fixture
+def tell():
+    """Posts an event of the core, as the runtime would."""
+    callbacks = {}
+    runtime = SimpleNamespace(on_event=lambda kind, sender, callback: callbacks.update({(kind, sender): callback}),
+                              off_event=lambda kind, sender: callbacks.pop((kind, sender)))
+    live = LiveVolume(runtime, "db01", SimpleNamespace(), Handle(), Handle(), None, SimpleNamespace())
+
+    def post(kind, status, *results):
+        callbacks[kind, Handle.id](status, (*results, *[0] * (8 - len(results))), None)
+    post.live, post.callbacks = live, callbacks
+    return post
+
+
+def test_a_wrong_checksum_is_named_once_for_each_entry(tell):
+    with capture_logs() as said:
+        for seq in (17, 17, 18):
+            tell(events.CORRUPT, -12, 4096, 8, seq)
+    assert [(one["volume"], one["phase"], one["lba"], one["blocks"], one["seq"]) for one in said] == [
+        ("db01", "copying", 4096, 8, 17), ("db01", "copying", 4096, 8, 18)]
+    assert {one["log_level"] for one in said} == {"error"}
+
+
+def test_faults_are_named_with_place_and_lba_but_not_without_end(tell):
+    with capture_logs() as said:
+        for lba in range(100):
+            tell(events.VOLUME_FAULT, -2, lba, 1, 2)
+        tell(events.VOLUME_FAULT, -2, 5, 1, 3)
+    assert [(one["event"], one["lba"]) for one in said] == [("main failed", 0), ("the backup storage failed", 5)]
+    assert tell.live.faults.qsize() == 64           # bounded
+
+
+def test_nothing_is_listened_to_after_the_end(tell):
+    asyncio.run(tell.live.close())
+    assert not tell.callbacks
