@@ -432,6 +432,11 @@ class DetourRun:
         """Rounds (S501-S514) until the decision (S601-S603) lets the host go home and that has worked."""
         history, waits = History(), Backoff(self.settings)
         while True:
+            if self.live.phase < CORE_COPYING:      # a release that was given up as too slow has come after all
+                self.phases.move(Phase.HOLDING)
+                await self._clear_and_hold()
+                self.phases.move(Phase.GOING_HOME)
+                return
             try:
                 done, _runs, seconds = await self.live.round()
             except BusyError:                       # a round of a hold that was given up still runs

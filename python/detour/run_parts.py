@@ -15,7 +15,7 @@ from detour.redirect.base import Address, Memo, RedirectDriver
 from detour.volumes import LiveVolume
 
 CORE_PASS, CORE_ARMED, CORE_COPYING, CORE_CATCHING_UP, CORE_HOLDING = range(5)     # volume.pxd
-FAULT_OF_BACKUP = 3             # where an EVENT_VOLUME_FAULT came from
+FAULT_OF_JOURNAL, FAULT_OF_BACKUP = 1, 3        # where an EVENT_VOLUME_FAULT came from
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class CopyWatch:
             _status, lba, where = self._live.faults.get_nowait()
             if where == FAULT_OF_BACKUP:
                 return f"the backup storage failed at block {lba}"
+            if where == FAULT_OF_JOURNAL:           # the host is better off on main
+                return f"the journal failed at block {lba}"
         now = time.monotonic()
         if stats["copied_bytes"] != self._copied or self._live.main_is_lost:
             self._copied, self._moved_at = stats["copied_bytes"], now

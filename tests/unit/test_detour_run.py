@@ -10,7 +10,7 @@ import structlog
 
 from detour.backups.catalog import BackupRecord, Catalog, Status
 from detour.detour import DetourRun
-from detour.errors import BusyError, StorageError, TimeoutError_
+from detour.errors import BusyError, StorageError, TimeoutError_, UsageError
 from detour.phases import Phase, Result
 from detour.redirect.base import Address, MainSession, Memo
 from detour.run_parts import CORE_ARMED, CORE_CATCHING_UP, CORE_COPYING, CORE_PASS, RunParts, RunSettings
@@ -458,14 +458,15 @@ def test_a_full_journal_abandons_the_copy(world):
     assert "journal is full" in world.run.reason
 
 
-def test_a_fault_of_the_backup_abandons_the_copy(world):
+@pytest.mark.parametrize(("where", "what"), [(3, "backup storage"), (1, "journal")])
+def test_a_fault_of_the_backup_or_the_journal_abandons_the_copy(world, where, what):
     world.live.copy_behaviour = "hang"
 
     async def fault():
         await world.until(lambda: "copy_start" in world.live.log)
-        world.live.faults.put_nowait((-2, 77, 3))
+        world.live.faults.put_nowait((-2, 77, where))
     assert world.go(fault) is Result.ABANDONED
-    assert "block 77" in world.run.reason
+    assert world.run.reason == f"the {what} failed at block 77"
 
 
 def test_a_fault_of_an_earlier_run_is_forgotten(world):
@@ -996,3 +997,30 @@ def test_the_marker_names_what_a_restart_needs(world):
     world.go()
     assert told == [{"detour": world.run.id, "volume": "db01", "address": "127.0.0.2:3260",
                      "backup": world.run.backup_id, "journal": "/state/db01.journal"}]
+
+
+def test_a_release_that_comes_after_it_was_given_up_is_seen(world):
+    """The core let go of the volume behind the driver's back: rounds make no sense any more, the redirect is cleared."""
+    live, rounds, holds = world.live, world.live.round, world.live.hold
+
+    async def hold():
+        if live.phase == CORE_PASS:
+            raise UsageError("there is nothing to hold")
+        await holds()
+
+    async def release():
+        live._step("release")
+        if live.log.count("release") == 1:
+            asyncio.get_running_loop().call_later(0.03, lambda: setattr(live, "phase", CORE_PASS))
+            raise TimeoutError_("the release took longer than 20 s")
+        live.phase = CORE_PASS
+
+    async def round_():
+        if live.phase == CORE_PASS:
+            raise UsageError("there is nothing to catch up")
+        await asyncio.sleep(0.05)
+        return await rounds()
+    live.release, live.round, live.hold = release, round_, hold
+    assert world.go() is Result.DONE
+    assert live.log.count("release") == 1
+    assert live.log.index("release") < live.log.index("clear")
