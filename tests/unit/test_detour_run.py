@@ -1000,7 +1000,7 @@ def test_the_marker_names_what_a_restart_needs(world):
 
 
 def test_a_release_that_comes_after_it_was_given_up_is_seen(world):
-    """The core let go of the volume behind the driver's back: rounds make no sense any more, the redirect is cleared."""
+    """The core let go of the volume behind the driver: rounds make no sense any more, the redirect is cleared."""
     live, rounds, holds = world.live, world.live.round, world.live.hold
 
     async def hold():
