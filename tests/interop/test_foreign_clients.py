@@ -24,7 +24,7 @@ from tests.support.tgtd import Tgtd, needs_tgtd
 pytestmark = pytest.mark.peer(*PEERS)
 SIZE = 32 << 20
 SEED = 20260101
-HELD = 'copy = { rate = "256KiB/s" }'       # 128 s: longer than the clients need
+HELD = 'copy = { rate = "64KiB/s" }'        # 512 s: longer than the clients need
 DETOUR, TGT = "detour", "tgt"
 MAINS = [pytest.param(DETOUR), pytest.param(TGT, marks=needs_tgtd)]
 
@@ -174,7 +174,7 @@ def test_gateway_while_it_copies(main, measures, capsys, tmp_path):
     direct_report, direct = measures.of(main)
 
     async def work() -> tuple[Conformance, bytes]:
-        async with new_site(main, tmp_path / "site", volume=HELD, journal="512MiB") as site:
+        async with new_site(main, tmp_path / "site", volume=HELD, journal="1GiB") as site:
             clients = clients_of(site)
             at_gateway = clients_of(site, at_gateway=True)
             told, luns = await asyncio.to_thread(clients.describe), await asyncio.to_thread(clients.luns)

@@ -6,11 +6,19 @@ import socket
 import time
 
 
+_given: set[int] = set()
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on now, and that was not given out before: whoever got it may not listen there yet."""
+    for _ in range(1000):
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            port = probe.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
+    raise OSError("no port is left")
 
 
 def wait_for_port(port: int, host: str = "127.0.0.1", seconds: float = 10.0) -> None:
