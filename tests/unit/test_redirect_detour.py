@@ -154,13 +154,15 @@ def answering(path, body):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen(8)
-        server.settimeout(10)
+        server.settimeout(0.05)
         links = []
+        over = threading.Event()
 
         def serve():
-            with contextlib.suppress(OSError):
-                while True:
+            while not over.is_set():
+                with contextlib.suppress(OSError):
                     link, _ = server.accept()
+                    link.settimeout(10)
                     links.append(link)
                     link.recv(65536)
                     if body is not None:
@@ -172,7 +174,7 @@ def answering(path, body):
         try:
             yield f"unix:{path}"
         finally:
-            server.shutdown(socket.SHUT_RDWR)
+            over.set()
             thread.join(10)
             for link in links:
                 link.close()
