@@ -5,7 +5,6 @@ import contextlib
 import socket
 import time
 
-
 _given: set[int] = set()
 
 
