@@ -27,6 +27,7 @@ cdef enum:
     SLOT_WRITING = 2
     CHUNKS_PER_READ = 4                     # PART_BYTES_MAX / CHUNK_BYTES
     SETTLE_BYTES = 268435456
+    DEBT_SECONDS = 2
 
 
 cdef int copier_init(Copier* copier, Loop* loop, Store* source, Store* sink, uint64_t size_bytes, ChunkState* chunks,
@@ -173,7 +174,8 @@ cdef bint take_tokens(Copier* copier, uint64_t length_bytes, bint wanted) noexce
         copier.tokens_bytes = min(copier.tokens_bytes + gained, bound)
         copier.tokens_ns = copier.loop.now_ns
     if wanted or copier.tokens_bytes >= length:
-        copier.tokens_bytes -= length
+        # The debt is bounded, so that the sweep never stands still for long behind a burst of wanted chunks.
+        copier.tokens_bytes = max(copier.tokens_bytes - length, -DEBT_SECONDS * <int64_t>copier.rate_bytes_s)
         return True
     loop_timer(copier.loop, &copier.timer,
                <ns_t>(<double>(length - copier.tokens_bytes) * 1e9 / <double>copier.rate_bytes_s) + 100000)
