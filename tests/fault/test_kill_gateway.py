@@ -53,8 +53,8 @@ def test_killed_and_stopped_in_the_copy_and_dead_for_seconds(tmp_path):
 def test_killed_while_a_full_journal_goes_to_main_in_the_copy(tmp_path):
     async def play(scene):
         await scene.run_to("copying")
-        # The journal has room for 16 MiB: from half of that on entries go to main, and their chunks are copied first. That
-        # cannot be all 1024 chunks yet.
+        # The journal has room for 16 MiB: from half of that on entries go to main, and their chunks are copied first.
+        # That cannot be all 1024 chunks yet.
         enough = scene.load.total("write_bytes") + (12 << 20)
 
         async def pressed() -> bool:
