@@ -72,7 +72,7 @@ def test_one_of_two_volumes_of_a_target_is_backed_up_and_hosts_of_both_go_there_
             await asyncio.sleep(0.1)
             started = gateway.start_detour("vol0")
             await world.reach(started, "copying")
-            assert one.portal == two.portal == f"127.0.0.1:{world.port}"
+            await until(lambda: one.portal == two.portal == f"127.0.0.1:{world.port}")
             before = [len(what) for what in wrote]
             await until(lambda: all(len(what) > have + 20 for what, have in zip(wrote, before, strict=True)))
             assert world.gateway.unit("vol1")[1].live.phase == 0
@@ -117,7 +117,8 @@ def test_a_host_that_has_the_gateways_name_is_moved_like_any_other(tmp_path):
         async with writing(host) as wrote:
             started = gateway.start_detour("vol0")
             await world.reach(started, "copying")
-            assert host.portal == f"127.0.0.1:{world.port}" and world.on_main() == [HOST]
+            await until(lambda: host.portal == f"127.0.0.1:{world.port}")
+            assert world.on_main() == [HOST]
             assert (await world.end(started))["result"] == "done"
         check_image(world, 0, wrote[0])
     run(tmp_path, scenario, volume=f'initiator-name = "{HOST}"\n{SLOW}')
