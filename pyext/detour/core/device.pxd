@@ -61,6 +61,7 @@ cdef struct Request:            # lives in the target's task
     Request* prev
     uint8_t state
     bint queued
+    bint aborts                 # COMMAND, set with done: tasks of nexuses with abort_wanted end before the answer goes
     uint16_t parts_open
     int32_t first_error
     ns_t begun_ns
@@ -92,12 +93,26 @@ cdef struct Nexus:
     uint64_t session_id
     char initiator_name[224]    # NUL at the end
     uint8_t isid[6]
+    bint abort_wanted           # set by the device (PREEMPT AND ABORT), cleared by the target; see Request.aborts
 
 cdef enum NexusEvent:
     NEXUS_LOGIN = 1
-    NEXUS_LOGOUT = 2
+    NEXUS_LOGOUT = 2            # the nexus is lost: its session ended, in whatever way
     NEXUS_LUN_RESET = 3
     NEXUS_TARGET_RESET = 4
+    NEXUS_CLEARED = 5           # tasks of this nexus were aborted at the wish of another (CLEAR TASK SET)
+
+# What the block limits VPD page (SBC-4 6.6.4) tells, and the target holds commands to. In blocks; 0: no bound is told,
+# for COMPARE AND WRITE and WRITE ATOMIC: not offered.
+cdef struct DeviceLimits:
+    uint64_t write_same_blocks_max
+    bint write_same_zero_refused            # WSNZ: WRITE SAME of 0 blocks is no "until the end"
+    uint32_t unmap_blocks_max               # of all descriptors of a command; 0: UNMAP is not bound
+    uint32_t unmap_descriptors_max
+    uint32_t compare_blocks_max             # at most 255
+    uint32_t atomic_blocks_max
+    uint32_t atomic_alignment_blocks
+    uint32_t atomic_granularity_blocks
 
 cdef struct Device:             # first member of each kind of device
     const DeviceOps* ops
@@ -106,6 +121,7 @@ cdef struct Device:             # first member of each kind of device
     uint64_t blocks
     uint32_t block_bytes
     bint read_only
+    DeviceLimits limits
     # figures
     uint64_t reads
     uint64_t writes

@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 
 from detour.core.debug cimport invariant
 from detour.core.device cimport *
-from detour.core.disk_info cimport INFO_BYTES_MAX, InfoAnswer, disk_info, disk_info_request_sense
+from detour.core.disk_info cimport INFO_BYTES_MAX, InfoAnswer, disk_info, disk_info_request_sense, disk_limits
 from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel, slab_free, slab_get, slab_init, slab_put
 from detour.core.reactor cimport (Command, Loop, Reactor, command_done, loop_defer, loop_timer, loop_timer_stop,
                                   loop_undefer)
@@ -367,6 +367,7 @@ cdef class DiskHandle(DeviceHandle):
         identity.read_only = self.disk.device.read_only
         identity.blocks = self.disk.device.blocks
         identity.block_bytes = self.disk.device.block_bytes
+        disk_limits(identity, &self.disk.device.limits)
 
     def __dealloc__(self):
         # An open disk of a running loop stays: the loop may use its memory at any time.

@@ -1,5 +1,6 @@
 # What a plain disk answers to commands that touch no medium: INQUIRY and VPD pages, capacity, mode and log pages,
 # supported commands (SPC-4, SBC-3). Pure: from an identity and a CDB to bytes or sense, no store and no loop.
+from detour.core.device cimport DeviceLimits
 from detour.core.scsi cimport ScsiCommand
 from detour.core.types cimport *
 
@@ -23,6 +24,8 @@ cdef struct InfoAnswer:
     uint32_t data_bytes         # as cut by the allocation length
     uint32_t sense              # not 0: CHECK CONDITION with it, no data
 
+# What the disk bears in one command; the block limits VPD page tells the same.
+cdef void disk_limits(const DiskIdentity* identity, DeviceLimits* limits) noexcept nogil
 cdef void disk_info(const DiskIdentity* identity, const ScsiCommand* command, const uint8_t* cdb,
                     const uint8_t* parameters, uint32_t parameter_bytes, InfoAnswer* answer) noexcept nogil
 # REQUEST SENSE with `sense` to report, in the format that the CDB asks for.

@@ -6,6 +6,7 @@
 # Cost: of no concern; these commands are rare.
 from libc.string cimport memcmp, memcpy, memset, strlen
 
+from detour.core.device cimport DeviceLimits
 from detour.core.endian cimport get_be16, put_be16, put_be32, put_be64
 from detour.core.scsi cimport *
 from detour.core.types cimport *
@@ -132,13 +133,22 @@ cdef uint32_t vpd_identification(const DiskIdentity* identity, uint8_t* out) noe
     return at + 12 + serial_bytes
 
 
+cdef void disk_limits(const DiskIdentity* identity, DeviceLimits* limits) noexcept nogil:
+    memset(limits, 0, sizeof(DeviceLimits))
+    if identity.thin:
+        limits.unmap_blocks_max = UNMAP_BLOCKS_MAX
+        limits.unmap_descriptors_max = UNMAP_DESCRIPTORS_MAX
+
+
 cdef uint32_t vpd_block_limits(const DiskIdentity* identity, uint8_t* out) noexcept nogil:
     cdef uint32_t page_blocks = 4096 // identity.block_bytes if identity.block_bytes < 4096 else 1
+    cdef DeviceLimits limits
+    disk_limits(identity, &limits)
     put_be16(out + 6, <uint16_t>page_blocks)                        # optimal transfer length granularity
     put_be32(out + 12, PART_BYTES_MAX // identity.block_bytes)      # optimal transfer length
     if identity.thin:
-        put_be32(out + 20, UNMAP_BLOCKS_MAX)
-        put_be32(out + 24, UNMAP_DESCRIPTORS_MAX)
+        put_be32(out + 20, limits.unmap_blocks_max)
+        put_be32(out + 24, limits.unmap_descriptors_max)
         put_be32(out + 28, page_blocks)                             # optimal unmap granularity
         put_be32(out + 32, 0x80000000)                              # its alignment: 0
     return 64

@@ -13,6 +13,7 @@ cdef enum StoreOp:
     STORE_FLUSH = 2
     STORE_UNMAP = 3             # afterwards the range reads as zeros (written as zeros where the store cannot unmap)
     STORE_COMMAND = 4           # any CDB, with io.scsi; only where STORE_IS_SCSI
+    STORE_MAP = 5               # asks whether the block at offset_bytes is mapped, and for how far: see io.mapped
 
 cdef enum IoFlag:
     IO_FUA = 1
@@ -47,6 +48,9 @@ cdef struct Io:
     uint64_t length_bytes
     uint8_t* data               # one contiguous buffer
     ScsiIo* scsi                # STORE_COMMAND only
+    bint mapped                 # STORE_MAP: the first length_bytes of the range (set to how many they are, at least one
+                                # block) are all mapped, or all unmapped: these read as zeros. A store that cannot tell
+                                # says mapped for all.
     io_done_fn done
     void* owner                 # the caller's
     uint64_t tag                # the caller's
