@@ -28,11 +28,12 @@ ALL = [*PYTHON, *CYTHON, *SMALL_C]
 LAYERS: tuple[set[str], ...] = (
     {"types", "debug", "endian", "atomic", "clock", "iscsi"},
     {"crc32c", "pool", "mailbox", "stats", "bitmap", "extents", "ranges", "stamps", "mapping", "scsi"},
-    {"format", "pdu", "reactor", "disk_info"},
+    {"format", "pdu", "reactor"},
     {"conn", "store", "superblock"},
     {"filestore", "fault_store", "initiator_task", "initiator", "load", "loadgen", "copier"},
     {"commit", "reclaim", "journal"},
     {"snapshot", "recovery", "device"},
+    {"disk_info"},
     {"disk", "overlay"},
     {"write_path", "read_path", "forward"},
     {"evictor", "routing"},
