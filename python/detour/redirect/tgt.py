@@ -20,17 +20,14 @@ What tgtd 1.0.85 does, as seen on a running one:
 """
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import os
 import re
-import shlex
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from pydantic import Field
 
-from detour.errors import StorageError, TimeoutError_, UnsupportedError
+from detour.errors import StorageError, UnsupportedError
 from detour.redirect.base import (
     Address,
     Door,
@@ -43,9 +40,8 @@ from detour.redirect.base import (
     register,
     wait_gone,
 )
+from detour.redirect.command import CommandRunner
 from detour.urls import parse_duration
-
-OUTPUT_BYTES_MAX = 4 * 2**20
 
 
 class TgtOptions(DriverOptions):
@@ -75,6 +71,7 @@ class TgtDriver(RedirectDriver):
     def __init__(self, context: VolumeContext, options: TgtOptions) -> None:
         super().__init__(context, options)
         self._memo = Memo(context.memo_path)
+        self._tgtadm = CommandRunner(options.command, options.env, options.limit_s)
 
     # -- the driver's contract ---------------------------------------------------------------------------------------
 
@@ -211,40 +208,15 @@ class TgtDriver(RedirectDriver):
             if not re.search("already exists|does not exist", error.message):
                 raise
 
-    def _arguments(self, arguments: tuple[str, ...]) -> list[str]:
-        command = list(self.options.command)
-        own = ["--lld", "iscsi", *arguments]
-        if self.options.control_port is not None:
-            own = ["-C", str(self.options.control_port), *own]
-        if os.path.basename(command[0]) == "ssh":
-            own = [shlex.quote(argument) for argument in own]       # ssh hands one line to a shell
-        return command + own
-
     async def _run(self, *arguments: str, gone_is_fine: bool = False) -> str:
         """Standard output. StorageError with what tgtadm said; TimeoutError_ after `limit`, with the process gone."""
-        command = self._arguments(arguments)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command, env={**os.environ, **self.options.env}, stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=OUTPUT_BYTES_MAX)
-        except OSError as error:
-            raise StorageError(f"{command[0]} cannot be run: {error.strerror}",
-                               hint="Write the command that reaches tgtadm into redirect.command.") from None
-        try:
-            async with asyncio.timeout(self.options.limit_s):
-                output, complaint = await process.communicate()
-        except TimeoutError:
-            raise TimeoutError_(f"tgtadm did not answer within {self.options.limit}") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            said = complaint.decode(errors="replace").strip() or f"it ended with {process.returncode}"
-            if gone_is_fine and "can't find" in said:
+        port = [] if self.options.control_port is None else ["-C", str(self.options.control_port)]
+        output = await self._tgtadm.run(*port, "--lld", "iscsi", *arguments)
+        if output.status != 0:
+            if gone_is_fine and "can't find" in output.said:
                 return ""
-            raise StorageError(f"tgtadm {' '.join(arguments)}: {said}")
-        return output.decode(errors="replace")
+            raise StorageError(f"tgtadm {' '.join(arguments)}: {output.said}")
+        return output.text
 
 
 # -- what tgtadm prints ----------------------------------------------------------------------------------------------
