@@ -2,7 +2,8 @@
 
 DETOUR_DEBUG=1 builds with invariants, bounds checks, leak counters and line tracing.
 DETOUR_ANNOTATE=1 writes Cython's annotated HTML beside the sources.
-DETOUR_SANITIZE=address,undefined builds with those sanitizers.
+DETOUR_SANITIZE=address,undefined builds with those sanitizers, the first finding ends the process; with DETOUR_DEBUG=1
+invariants and bounds checks are in, line tracing is not (tests/fuzz/build.py does all of it in a folder of its own).
 """
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parent
 CORE = Path("pyext/detour/core")
 DEBUG = os.environ.get("DETOUR_DEBUG") == "1"
 SANITIZE = os.environ.get("DETOUR_SANITIZE", "")
+TRACE = DEBUG and not SANITIZE      # tracing takes the GIL at every call: a fuzzer would wait for it
 
 # C files that belong to a module beside its .pyx
 C_SOURCES = {"crc32c": ["crc32c_impl.c"], "filestore": ["filestore_impl.c"]}
@@ -32,13 +34,15 @@ directives = {
 }
 if DEBUG:
     cflags += ["-O1", "-g"]
-    macros += [("DETOUR_DEBUG", "1"), ("CYTHON_TRACE_NOGIL", "1")]
-    directives["linetrace"] = True
+    macros += [("DETOUR_DEBUG", "1")]
 else:
     cflags += ["-O2", "-g1"]
     macros += [("DETOUR_DEBUG", "0")]
+if TRACE:
+    macros += [("CYTHON_TRACE_NOGIL", "1")]
+    directives["linetrace"] = True
 if SANITIZE:
-    cflags += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"]
+    cflags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     ldflags += [f"-fsanitize={SANITIZE}"]
 
 headers = [str(p) for p in sorted(CORE.glob("*.h"))]
@@ -61,7 +65,7 @@ setup(
         extensions,
         include_path=["pyext"],
         compiler_directives=directives,
-        annotate=DEBUG or os.environ.get("DETOUR_ANNOTATE") == "1",
+        annotate=TRACE or os.environ.get("DETOUR_ANNOTATE") == "1",
         nthreads=os.cpu_count() or 1,
     ),
     options={"build_ext": {"parallel": os.cpu_count() or 1}},

@@ -9,6 +9,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from detour.core.debug cimport DETOUR_DEBUG, invariant
+from detour.core.sanitizer cimport memory_allow, memory_forbid
 
 cdef extern from "<stdlib.h>" nogil:
     int posix_memalign(void** memory, size_t alignment, size_t size) noexcept
@@ -18,6 +19,7 @@ cdef enum:
     SLOT_ALIGN = 16
     PAGE_BYTES = 4096
     CLASSES = 5
+    LINK_BYTES = 16             # of a free slot or buffer: what leads to the next
     POISON = 0xDD               # what a debug build leaves in memory that was put back
 
 
@@ -65,6 +67,7 @@ cdef int slab_grow(Slab* slab) noexcept nogil:
         slot = arena + SLOT_ALIGN + <size_t>(i - 1) * slab.slot_bytes
         (<void**>slot)[0] = slab.free_list
         slab.free_list = slot
+        memory_forbid(slot + LINK_BYTES, slab.slot_bytes - LINK_BYTES)
     slab.slots_made += slots
     return OK
 
@@ -76,6 +79,7 @@ cdef void* slab_get(Slab* slab) noexcept nogil:
     slot = slab.free_list
     slab.free_list = (<void**>slot)[0]
     slab.slots_taken += 1
+    memory_allow(slot, slab.slot_bytes)
     memset(slot, 0, slab.slot_bytes)
     return slot
 
@@ -85,6 +89,7 @@ cdef void slab_put(Slab* slab, void* slot) noexcept nogil:
     if DETOUR_DEBUG:
         memset(slot, POISON, slab.slot_bytes)
     (<void**>slot)[0] = slab.free_list
+    memory_forbid(<uint8_t*>slot + LINK_BYTES, slab.slot_bytes - LINK_BYTES)
     slab.free_list = slot
     slab.slots_taken -= 1
 
@@ -122,6 +127,7 @@ cdef void pool_trim(BufferPool* pool, uint64_t held_max_bytes) noexcept nogil:
             buffer = pool.free_lists[size_class]
             pool.free_lists[size_class] = (<void**>buffer)[0]
             pool.held_bytes -= class_bytes(size_class)
+            memory_allow(buffer, class_bytes(size_class))
             free(buffer)
 
 
@@ -155,6 +161,8 @@ cdef uint8_t* pool_get(BufferPool* pool, uint64_t length_bytes) noexcept nogil:
         if buffer == NULL:
             return NULL
     pool.taken_bytes += bytes
+    memory_allow(buffer, bytes)
+    memory_forbid(<uint8_t*>buffer + length_bytes, bytes - length_bytes)
     return <uint8_t*>buffer
 
 
@@ -162,8 +170,10 @@ cdef void pool_put(BufferPool* pool, uint8_t* buffer, uint64_t length_bytes) noe
     cdef int size_class = class_of(length_bytes)
     invariant(pool.taken_bytes >= class_bytes(size_class), b"a buffer is put back that was not taken")
     if DETOUR_DEBUG:
+        memory_allow(buffer, class_bytes(size_class))
         memset(buffer, POISON, class_bytes(size_class))
     (<void**>buffer)[0] = pool.free_lists[size_class]
+    memory_forbid(buffer + LINK_BYTES, class_bytes(size_class) - LINK_BYTES)
     pool.free_lists[size_class] = buffer
     pool.taken_bytes -= class_bytes(size_class)
     pool.returned = True
