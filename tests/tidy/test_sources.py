@@ -33,7 +33,7 @@ LAYERS: tuple[set[str], ...] = (
     {"filestore", "fault_store", "initiator_task", "initiator", "load", "loadgen", "copier"},
     {"commit", "reclaim", "journal"},
     {"snapshot", "recovery", "device"},
-    {"disk_info"},
+    {"nexus", "registrants", "reservation", "disk_info"},
     {"disk", "overlay"},
     {"write_path", "read_path", "forward"},
     {"evictor", "routing"},

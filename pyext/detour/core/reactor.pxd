@@ -63,6 +63,7 @@ cdef enum EventKind:
     EVENT_LOAD_DONE = 10        # ticket: load generator id
     EVENT_VOLUME_FAULT = 11     # ticket: volume id; status; results: LBA, blocks, where (1 journal, 2 main, 3 backup)
     EVENT_COMMAND_SEEN = 12     # ticket: session id; free for drivers
+    EVENT_RESERVATIONS = 13     # ticket: disk id; data: the reservations to make durable (DiskHandle.reservations_stored)
 
 cdef struct Loop:
     int epoll_fd
@@ -89,6 +90,7 @@ cdef struct Loop:
     ns_t traffic_ns             # when the last event came
     Command* overflow_head      # events that did not fit into the outbox: posted again in the next turn
     Command* overflow_tail
+    void* targets               # the target side's: Target* with sessions, chained; finds all tasks at one device
 
 cdef int loop_init(Loop* loop, uint64_t buffer_limit_bytes) noexcept nogil
 cdef void loop_free(Loop* loop) noexcept nogil

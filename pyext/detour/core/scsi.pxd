@@ -53,6 +53,22 @@ cdef enum Sense:
     SENSE_NOT_ENOUGH_UNSOLICITED = 0x0B0C0D
     SENSE_MISCOMPARE = 0x0E1D00
     SENSE_COMMANDS_CLEARED = 0x062F00      # by another initiator
+    SENSE_POWER_ON = 0x062901
+    SENSE_LUN_RESET = 0x062903
+    SENSE_NEXUS_LOSS = 0x062907
+    SENSE_RESERVATIONS_PREEMPTED = 0x062A03
+    SENSE_RESERVATIONS_RELEASED = 0x062A04
+    SENSE_REGISTRATIONS_PREEMPTED = 0x062A05
+    SENSE_INVALID_RELEASE = 0x052604
+    SENSE_REGISTRATIONS_FULL = 0x055504
+    SENSE_INITIALIZING_REQUIRED = 0x020402 # stopped by START STOP UNIT
+    SENSE_MEDIUM_NOT_PRESENT = 0x023A00
+    SENSE_MEDIUM_CHANGED = 0x062800
+    SENSE_MODE_CHANGED = 0x062A01
+    SENSE_LOG_CHANGED = 0x062A02
+    SENSE_SOFTWARE_PROTECTED = 0x072702
+    SENSE_REMOVAL_PREVENTED = 0x055302
+    SENSE_SAVING_PARAMETERS = 0x053900
 
 cdef struct ScsiCommand:        # a decoded CDB
     uint8_t opcode
@@ -76,6 +92,9 @@ cdef struct ScsiCommand:        # a decoded CDB
 cdef int scsi_decode(const uint8_t* cdb, uint32_t available_bytes, ScsiCommand* out) noexcept nogil
 # Fixed-format sense (18 bytes) with optional information field; answers the length.
 cdef uint32_t scsi_sense(uint8_t* out, uint32_t sense, bint information_valid, uint32_t information) noexcept nogil
+# Fixed-format sense data turned into descriptor format in place (SPC-4 4.5.2; room for 48 bytes); what is in that format
+# already stays. Answers the length.
+cdef uint32_t scsi_sense_describe(uint8_t* sense, uint32_t sense_bytes) noexcept nogil
 # Status of the core as the sense that a good disk would give.
 cdef uint32_t scsi_sense_of(int status, bint writing) noexcept nogil
 cdef uint32_t scsi_lun_of(const uint8_t* lun) noexcept nogil    # SAM LUN (8 bytes) -> number; 0xFFFFFFFF if not a plain one
