@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import ipaddress
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,8 @@ def make_groups(runtime: Runtime, listener: Listener, config: Config, gateway: A
             reactor = runtime.next_reactor()
             handle = TargetHandle(reactor, runtime.new_id())
             auth = section.auth.chap() if section.auth is not None else None
-            entry = listener.add_target(TargetEntry(iqn, handle, auth, accepting=False))
+            access = (section.access or config.gateway.access).rules
+            entry = listener.add_target(TargetEntry(iqn, handle, auth, accepting=False, access=access))
             main = section.main.portal if isinstance(section.main, IscsiUrl) else None
             groups[iqn] = TargetGroup(iqn, reactor, handle, entry, TargetPortal(listener, entry, main))
             groups[iqn].portal.units = groups[iqn].units
@@ -378,8 +379,7 @@ async def _open_main(runtime: Runtime, group: TargetGroup, unit: Unit, state: Pa
     url = section.main
     if door.portal is not None or door.target is not None:
         portal = door.portal or Address(url.host, url.port)
-        url = IscsiUrl(portal.host, portal.port, door.target or url.target, url.lun, url.user, url.secret,
-                       url.secret_source)
+        url = replace(url, host=portal.host, port=portal.port, target=door.target or url.target)
     return await connect(runtime, url, reactor=group.reactor, retry_seconds=section.main_retry,
                          initiator_name=unit.driver.context.initiator_name, isid=stable_isid(state, unit.name),
                          source_ip=door.source_ip, follow_redirect=False)

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,7 +19,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from detour import limits
 from detour.errors import ConfigError, UsageError
-from detour.iscsi.chap import ChapAuth, Credentials
+from detour.iscsi.access import Access, Network, parse_network, parse_pattern
+from detour.iscsi.chap import ALGORITHMS, ChapAuth, Credentials
 from detour.iscsi.keys import valid_name
 from detour.urls import (
     FileUrl,
@@ -40,6 +42,7 @@ from detour.urls import (
 
 T = TypeVar("T")
 DRIVERS = ("tgt", "scst", "spdk", "ctld", "detour", "portal", "initiator", "hook")
+CHAP_ALGORITHMS = {"sha3-256": 8, "sha-256": 7, "sha-1": 6, "md5": 5}
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COMPRESS = re.compile(r"none|zstd(:([1-9]|1[0-9]|2[0-2]))?|zlib(:[1-9])?")
 
@@ -86,6 +89,13 @@ def _name(value: Any) -> str:
     return text
 
 
+def _algorithm(value: Any) -> int:
+    number = CHAP_ALGORITHMS.get(_text(value).lower())
+    if number is None:
+        raise UsageError(f"{value!r} is no CHAP algorithm; known are {', '.join(CHAP_ALGORITHMS)}")
+    return number
+
+
 def _compress(value: Any) -> str:
     text = _text(value)
     if not _COMPRESS.fullmatch(text):
@@ -112,6 +122,9 @@ Name = Annotated[str, _reader(_name)]
 Pause = Annotated[float, _reader(lambda value: limits.check_pause(parse_duration(value)))]
 Retry = Annotated[float, _reader(lambda value: limits.check_retry(parse_duration(value)))]
 Location = Annotated[Path, _reader(lambda value: Path(_text(value)))]
+Algorithm = Annotated[int, _reader(_algorithm)]
+Pattern = Annotated[str, _reader(lambda value: parse_pattern(_text(value)))]
+NetworkText = Annotated[Network, _reader(lambda value: parse_network(_text(value)))]
 
 
 class Section(BaseModel):
@@ -126,18 +139,6 @@ class LogSection(Section):
     style: Literal["auto", "text", "json"] = "auto"
 
 
-class GatewaySection(Section):
-    """[gateway]: listen, advertise are "host:port"; state is a folder; api "unix:/path" or "http://127.0.0.1:PORT"."""
-
-    listen: Annotated[list[Endpoint], BeforeValidator(_list_of), Field(min_length=1)] = ["0.0.0.0:3260"]
-    advertise: Endpoint | None = None
-    state: Location = Path("/var/lib/detour")
-    api: Annotated[list[Annotated[str, _reader(_api)]], BeforeValidator(_list_of)] = ["unix:/run/detour/api.sock"]
-    reactors: Annotated[int, Field(ge=1, le=limits.REACTORS_MAX)] = 1
-    buffers: Size = 256 * 2**20
-    log: Annotated[LogSection, BeforeValidator(lambda v: {"level": v} if isinstance(v, str) else v)] = LogSection()
-
-
 class JournalSection(Section):
     path: Location
     size: Size
@@ -149,39 +150,151 @@ class JournalSection(Section):
         return self
 
 
-class AuthSection(Section):
-    """CHAP that the gateway demands of hosts, as main does; `mutual-*` is what the gateway proves itself with."""
+class UserSection(Section):
+    """A CHAP user of several."""
 
-    chap_user: str
+    user: str
+    secret_file: Location | None = None
+    secret_env: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> UserSection:
+        _one_secret(self.secret_file, self.secret_env, "secret-")
+        return self
+
+
+class AuthSection(Section):
+    """CHAP that the gateway demands of hosts, as main does: one user, or `chap-users`; `mutual-*` is what the gateway
+    proves itself with, `algorithms` what it accepts, in its order."""
+
+    chap_user: str | None = None
     chap_secret_file: Location | None = None
     chap_secret_env: str | None = None
+    chap_users: list[UserSection] = []
     mutual_user: str | None = None
     mutual_secret_file: Location | None = None
     mutual_secret_env: str | None = None
+    algorithms: Annotated[list[Algorithm], BeforeValidator(_list_of), Field(min_length=1)] = list(ALGORITHMS)
 
     @model_validator(mode="after")
     def _check(self) -> AuthSection:
-        if (self.chap_secret_file is None) == (self.chap_secret_env is None):
-            raise ValueError("exactly one of chap-secret-file and chap-secret-env is needed")
-        mutual = (self.mutual_secret_file is not None) + (self.mutual_secret_env is not None)
-        if mutual != (self.mutual_user is not None):
-            raise ValueError("mutual CHAP needs mutual-user and one of mutual-secret-file and mutual-secret-env")
+        if self.chap_user is not None:
+            _one_secret(self.chap_secret_file, self.chap_secret_env, "chap-secret-")
+        elif self.chap_secret_file or self.chap_secret_env or not self.chap_users:
+            raise ValueError("chap-user (or chap-users) is missing")
+        _mutual_whole(self.mutual_user, self.mutual_secret_file, self.mutual_secret_env)
         return self
 
     def chap(self) -> ChapAuth:
-        """Reads the secrets. UsageError when one cannot be read or both are the same."""
-        mutual = None
-        if self.mutual_user is not None:
-            mutual = Credentials(self.mutual_user, _secret(self.mutual_secret_file, self.mutual_secret_env))
-        user = Credentials(self.chap_user, _secret(self.chap_secret_file, self.chap_secret_env))
+        """Reads the secrets. UsageError when one cannot be read or they do not go together."""
+        named = [(one.user, one.secret_file, one.secret_env) for one in self.chap_users]
+        if self.chap_user is not None:
+            named.insert(0, (self.chap_user, self.chap_secret_file, self.chap_secret_env))
         try:
-            return ChapAuth((user,), mutual)
+            users = tuple(Credentials(user, _secret(file, env)) for user, file, env in named)
+            mutual = None
+            if self.mutual_user is not None:
+                mutual = Credentials(self.mutual_user, _secret(self.mutual_secret_file, self.mutual_secret_env))
+            return ChapAuth(users, mutual, tuple(self.algorithms))
         except ValueError as error:
             raise UsageError(str(error)) from None
 
 
+class LoginSection(Section):
+    """How the gateway logs in to a target: its CHAP user, `mutual-*` that the target must prove itself with, digests."""
+
+    user: str | None = None
+    secret_file: Location | None = None
+    secret_env: str | None = None
+    mutual_user: str | None = None
+    mutual_secret_file: Location | None = None
+    mutual_secret_env: str | None = None
+    header_digest: bool = False
+    data_digest: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> LoginSection:
+        if self.user is not None:
+            _one_secret(self.secret_file, self.secret_env, "secret-")
+        elif self.secret_file or self.secret_env or self.mutual_user:
+            raise ValueError("user is missing")
+        _mutual_whole(self.mutual_user, self.mutual_secret_file, self.mutual_secret_env)
+        return self
+
+    def onto(self, url: IscsiUrl) -> IscsiUrl:
+        """The URL with these credentials. UsageError when it has its own, or a secret cannot be used."""
+        if self.user is not None and (url.user or url.mutual_user):
+            raise UsageError("the URL names a user already")
+        found = replace(url, header_digest=url.header_digest or self.header_digest,
+                        data_digest=url.data_digest or self.data_digest)
+        if self.user is None:
+            return found
+        own = _secret(self.secret_file, self.secret_env)
+        found = replace(found, user=self.user, secret=own, secret_source=_source(self.secret_file, self.secret_env))
+        if self.mutual_user is None:
+            return found
+        mutual = _secret(self.mutual_secret_file, self.mutual_secret_env)
+        if mutual == own:
+            raise UsageError("CHAP secrets of the two directions must differ (RFC 7143 section 9.2.1)")
+        return replace(found, mutual_user=self.mutual_user, mutual_secret=mutual,
+                       mutual_source=_source(self.mutual_secret_file, self.mutual_secret_env))
+
+
+class AccessSection(Section):
+    """Who may reach a target: initiator names ("*" and "?" stand for other characters), networks. Both must admit."""
+
+    initiators: Annotated[list[Pattern], BeforeValidator(_list_of)] = []
+    networks: Annotated[list[NetworkText], BeforeValidator(_list_of)] = []
+
+    @property
+    def rules(self) -> Access:
+        return Access(tuple(self.initiators), tuple(self.networks))
+
+
+def _one_secret(file: Path | None, env: str | None, prefix: str) -> None:
+    if (file is None) == (env is None):
+        raise ValueError(f"exactly one of {prefix}file and {prefix}env is needed")
+
+
+def _mutual_whole(user: str | None, file: Path | None, env: str | None) -> None:
+    if (file is not None) + (env is not None) != (user is not None):
+        raise ValueError("mutual CHAP needs mutual-user and one of mutual-secret-file and mutual-secret-env")
+
+
 def _secret(file: Path | None, env: str | None) -> Secret:
     return read_secret_file(file) if file is not None else read_secret_env(env or "")
+
+
+def _source(file: Path | None, env: str | None) -> str:
+    return f"file={file}" if file is not None else f"env={env}"
+
+
+def _log_in(section: Section, field: str, login: LoginSection | None, key: str) -> None:
+    """Puts credentials into a section's URL while it is made, so that whoever opens the URL has them."""
+    url = getattr(section, field)
+    if login is None:
+        return
+    if not isinstance(url, IscsiUrl):
+        raise ValueError(f"{key} is for iSCSI, not for {url}")
+    try:
+        section.__dict__[field] = login.onto(url)
+    except UsageError as error:
+        raise ValueError(f"{key}: {error.message}") from None
+
+
+class GatewaySection(Section):
+    """[gateway]: listen, advertise are "host:port"; state is a folder; api "unix:/path" or "http://127.0.0.1:PORT".
+    access: for volumes without one of their own. discovery-auth: CHAP for discovery sessions."""
+
+    listen: Annotated[list[Endpoint], BeforeValidator(_list_of), Field(min_length=1)] = ["0.0.0.0:3260"]
+    advertise: Endpoint | None = None
+    state: Location = Path("/var/lib/detour")
+    api: Annotated[list[Annotated[str, _reader(_api)]], BeforeValidator(_list_of)] = ["unix:/run/detour/api.sock"]
+    reactors: Annotated[int, Field(ge=1, le=limits.REACTORS_MAX)] = 1
+    buffers: Size = 256 * 2**20
+    access: AccessSection = AccessSection()
+    discovery_auth: AuthSection | None = None
+    log: Annotated[LogSection, BeforeValidator(lambda v: {"level": v} if isinstance(v, str) else v)] = LogSection()
 
 
 class HooksSection(Section):
@@ -200,13 +313,15 @@ class CopySection(Section):
 
 
 class VolumeSection(Section):
-    """[volume.NAME]. target: name that the gateway serves, main's own by default. initiator-name: with which it logs in
+    """[volume.NAME]. auth, access: for hosts. main-auth: for main. target: name that the gateway serves, main's own by default. initiator-name: with which it logs in
     to main. main-retry: how long a lost main is tried again before the backup is given up."""
 
     main: Annotated[StoreUrl, _reader(parse_url)]
     journal: JournalSection
     redirect: Annotated[dict[str, Any], _reader(_redirect)]
     auth: AuthSection | None = None
+    access: AccessSection | None = None
+    main_auth: LoginSection | None = None
     max_pause: Pause = 1.0
     catch_up_reads: Literal["backup", "main"] = "backup"
     target: Name | None = None
@@ -220,6 +335,7 @@ class VolumeSection(Section):
     def _check(self) -> VolumeSection:
         if not isinstance(self.main, IscsiUrl) and self.target is None:
             raise ValueError("main is no iSCSI target: the key target must name the one that hosts log in to")
+        _log_in(self, "main", self.main_auth, "main-auth")
         if isinstance(self.main, FileUrl) and os.path.abspath(self.main.path) == os.path.abspath(self.journal.path):
             raise ValueError("journal.path is main itself")
         return self
@@ -262,9 +378,11 @@ class StoreSection(Section):
     compress: Annotated[str, _reader(_compress)] = "none"
     encrypt: EncryptSection | None = None
     keep: KeepSection | None = None
+    auth: LoginSection | None = None
 
     @model_validator(mode="after")
     def _check(self) -> StoreSection:
+        _log_in(self, "url", self.auth, "auth")
         if isinstance(self.url, RepositoryUrl):
             return self
         for key in ("compress", "encrypt", "keep"):
@@ -337,6 +455,24 @@ def _known_keys(place: list[str]) -> list[str]:
     return []
 
 
+def _check_doors(config: Config, refuse: Callable[[str, str], None]) -> None:
+    """Secrets can be read, and volumes behind one target name ask the same of its hosts."""
+    sections = {f"volume.{name}.auth": volume.auth for name, volume in config.volume.items()}
+    sections["gateway.discovery-auth"] = config.gateway.discovery_auth
+    for key, section in sections.items():
+        try:
+            if section is not None:
+                section.chap()
+        except UsageError as error:
+            refuse(key, error.message)
+    first: dict[str, tuple[str, VolumeSection]] = {}
+    for name, volume in config.volume.items():
+        other, known = first.setdefault(volume.target_name, (name, volume))
+        for key in ("auth", "access"):
+            if getattr(volume, key) != getattr(known, key):
+                refuse(f"volume.{name}.{key}", f"the target is shared with volume {other}, which asks for other hosts")
+
+
 def _check_whole(config: Config, file: str) -> None:
     """What no single table can know."""
     def refuse(key: str, reason: str) -> None:
@@ -353,11 +489,7 @@ def _check_whole(config: Config, file: str) -> None:
             refuse(f"volume.{name}.main", "main is the gateway's own address (gateway.advertise)")
         if isinstance(volume.main, MemoryUrl) and volume.main.size_bytes % 512:
             refuse(f"volume.{name}.main", "the size is no multiple of 512 bytes")
-        if volume.auth is not None:
-            try:
-                volume.auth.chap()
-            except UsageError as error:
-                refuse(f"volume.{name}.auth", error.message)
+    _check_doors(config, refuse)
     for place, names in places.items():
         if len(names) > 1:
             refuse(f"volume.{names[1]}", f"the {place} is used by volume {names[0]} already")

@@ -48,7 +48,8 @@ class Gateway:
         self.address = gateway_address(config.gateway)
         check_served(config)
         self.runtime = Runtime(config.gateway.reactors, config.gateway.buffers)
-        self.listener = Listener(self.runtime)
+        discovery = config.gateway.discovery_auth
+        self.listener = Listener(self.runtime, discovery_auth=discovery.chap() if discovery else None)
         self.catalog = Catalog(config.gateway.state / "backups")
         self.runs: OrderedDict[str, DetourRun] = OrderedDict()
         self.portals: list[tuple[str, int]] = []

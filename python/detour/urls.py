@@ -3,12 +3,15 @@
 Forms: iscsi://[user[%secret]@]host[:port]/target-iqn/lun, file:///path, a bare path, /dev/name, mem:SIZE. Also known by
 form, but without a driver here: repo:, repo+s3:, rbd:, nbd:. A secret may stand in the URL (after the user, split by
 "%" as QEMU and libiscsi users know it), or come from `?secret-file=PATH` or `?secret-env=NAME`; str() and repr() never
-show it.
+show it. Further options of iscsi: URLs: `mutual-user` with `mutual-secret-file` or `mutual-secret-env` (the target must
+prove itself too), `header-digest` and `data-digest` (crc32c or none), `initiator-name`.
 """
 from __future__ import annotations
 
+import hmac
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
@@ -16,6 +19,7 @@ from urllib.parse import parse_qsl, quote, unquote
 from detour.errors import UrlError, UsageError
 
 ISCSI_PORT = 3260
+SECRET_FILE_BYTES_MAX = 1024
 HIDDEN = "***"
 
 _SIZE_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50,
@@ -117,21 +121,34 @@ class Secret:
     __str__ = __repr__
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
+        return isinstance(other, Secret) and hmac.compare_digest(other._value.encode(), self._value.encode())
 
     def __hash__(self) -> int:
         return hash(self._value)
 
 
+def _read_private(path: str | Path) -> str:
+    """Text of a file that nobody else may read; OSError, UnicodeDecodeError or UsageError otherwise."""
+    with open(path, "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISREG(mode) and mode & (stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP):
+            raise UsageError(f"the secret file {path} may be read or changed by others (mode {mode & 0o777:04o})",
+                             hint=f"Restrict it: chmod 600 {path}")
+        return file.read(SECRET_FILE_BYTES_MAX + 1).decode()
+
+
 def read_secret_file(path: str | Path) -> Secret:
-    """The secret in a file: its text without the line end. UsageError when it cannot be read or is empty."""
+    """The secret in a file: its text without the line end. UsageError when it cannot be read, is empty, or when others
+    than its owner and group may read it (as ssh does with keys). A pipe has no mode that matters."""
     try:
-        value = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+        value = _read_private(path).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the secret file {path} cannot be read: {getattr(error, 'strerror', None) or 'not text'}",
                          hint="Check that the file exists and may be read by this user.") from None
     if not value:
         raise UsageError(f"the secret file {path} is empty")
+    if len(value) > SECRET_FILE_BYTES_MAX or "\n" in value or "\0" in value:
+        raise UsageError(f"the secret file {path} holds more than one line with a secret")
     return Secret(value)
 
 
@@ -154,6 +171,12 @@ class IscsiUrl:
     user: str = ""
     secret: Secret | None = field(default=None, repr=False)
     secret_source: str = ""         # "file=PATH" or "env=NAME", when the secret came from there
+    mutual_user: str = ""           # with which the target must prove itself
+    mutual_secret: Secret | None = field(default=None, repr=False)
+    mutual_source: str = ""
+    header_digest: bool = False     # asked for; the target decides
+    data_digest: bool = False
+    initiator_name: str = ""        # with which to log in, where the caller has no name of its own
     scheme = "iscsi"
 
     @property
@@ -164,8 +187,18 @@ class IscsiUrl:
     def __str__(self) -> str:
         login = self.user + ("%" + HIDDEN if self.secret and not self.secret_source else "")
         path = f"/{quote(self.target, safe=':.-')}/{self.lun}" if self.target else ""
-        query = f"?secret-{quote(self.secret_source, safe='=/')}" if self.secret_source else ""
-        return f"iscsi://{login}{'@' if login else ''}{self.portal}{path}{query}"
+        return f"iscsi://{login}{'@' if login else ''}{self.portal}{path}{self._query()}"
+
+    def _query(self) -> str:
+        options = [f"secret-{quote(self.secret_source, safe='=/')}"] if self.secret_source else []
+        if self.mutual_user:
+            options.append(f"mutual-user={quote(self.mutual_user, safe='')}")
+            options.append(f"mutual-secret-{quote(self.mutual_source or 'env=' + HIDDEN, safe='=/*')}")
+        options += [f"{name}=crc32c" for name, wanted in (("header-digest", self.header_digest),
+                                                          ("data-digest", self.data_digest)) if wanted]
+        if self.initiator_name:
+            options.append(f"initiator-name={quote(self.initiator_name, safe=':')}")
+        return "?" + "&".join(options) if options else ""
 
 
 @dataclass(frozen=True)
@@ -219,18 +252,40 @@ def _split_login(login: str) -> tuple[str, Secret | None]:
     return user, Secret(unquote(secret)) if percent else None
 
 
-def _query_secret(query: str, url_text: str) -> tuple[Secret | None, str]:
-    """Secret and where it came from, of "secret-file=..." or "secret-env=..."."""
-    pairs = parse_qsl(query, keep_blank_values=True)
-    if len(pairs) > 1:
-        raise UrlError(f"{url_text}: only one of secret-file and secret-env may be given")
-    for key, value in pairs:
-        if key == "secret-file":
-            return read_secret_file(value), f"file={value}"
-        if key == "secret-env":
-            return read_secret_env(value), f"env={value}"
-        raise UrlError(f"{url_text}: unknown option {key!r}; known are secret-file and secret-env")
-    return None, ""
+_SECRET_READERS = {"file": read_secret_file, "env": read_secret_env}
+_DIGESTS = {"crc32c": True, "none": False}
+_URL_OPTIONS = ("secret-file", "secret-env", "mutual-user", "mutual-secret-file", "mutual-secret-env", "header-digest",
+                "data-digest", "initiator-name")
+
+
+def _url_options(query: str, shown: str) -> dict[str, str]:
+    """Options behind the "?", each at most once. UrlError for others."""
+    options: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in _URL_OPTIONS:
+            raise UrlError(f"{shown}: unknown option {key!r}; known are {', '.join(_URL_OPTIONS)}")
+        if key in options:
+            raise UrlError(f"{shown}: {key} is given twice")
+        options[key] = value
+    return options
+
+
+def _option_secret(options: dict[str, str], prefix: str, shown: str) -> tuple[Secret | None, str]:
+    """Secret and where it came from, of PREFIXsecret-file or PREFIXsecret-env."""
+    given = [kind for kind in _SECRET_READERS if f"{prefix}secret-{kind}" in options]
+    if not given:
+        return None, ""
+    if len(given) > 1:
+        raise UrlError(f"{shown}: only one of {prefix}secret-file and {prefix}secret-env may be given")
+    source = options[f"{prefix}secret-{given[0]}"]
+    return _SECRET_READERS[given[0]](source), f"{given[0]}={source}"
+
+
+def _option_digest(options: dict[str, str], key: str, shown: str) -> bool:
+    text = options.get(key, "none").lower()
+    if text not in _DIGESTS:
+        raise UrlError(f"{shown}: {key} is crc32c or none")
+    return _DIGESTS[text]
 
 
 def parse_iscsi_url(text: str, *, portal_only: bool = False) -> IscsiUrl:
@@ -247,13 +302,22 @@ def parse_iscsi_url(text: str, *, portal_only: bool = False) -> IscsiUrl:
     if port == 0:
         raise UrlError(f"{shown}: port 0 is no portal")
     user, secret = _split_login(login) if at else ("", None)
-    file_secret, source = _query_secret(query, shown)
+    options = _url_options(query, shown)
+    file_secret, source = _option_secret(options, "", shown)
+    mutual_secret, mutual_source = _option_secret(options, "mutual-", shown)
+    mutual_user = options.get("mutual-user", "")
     if secret and file_secret:
         raise UrlError(f"{shown}: the secret is given twice")
     if (secret or file_secret) and not user:
         raise UrlError(f"{shown}: a secret needs a user name before it")
+    if bool(mutual_user) != bool(mutual_secret):
+        raise UrlError(f"{shown}: mutual-user and mutual-secret-file (or -env) belong together")
+    if mutual_user and not (secret or file_secret):
+        raise UrlError(f"{shown}: mutual CHAP needs a user and secret of our own")
     target, lun = _split_target(path, shown, portal_only)
-    return IscsiUrl(host, port, target, lun, user, secret or file_secret, source)
+    return IscsiUrl(host, port, target, lun, user, secret or file_secret, source, mutual_user, mutual_secret,
+                    mutual_source, _option_digest(options, "header-digest", shown),
+                    _option_digest(options, "data-digest", shown), options.get("initiator-name", ""))
 
 
 def _split_target(path: str, shown: str, portal_only: bool) -> tuple[str, int]:

@@ -101,6 +101,7 @@ def test_main_that_is_not_there_or_refuses_is_told_and_waited_for(tmp_path):
 async def main_away(tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("a secret of sixteen")
+    secret.chmod(0o600)
     async with Site(tmp_path, 16 << 20, target_options=("--chap-user", "host", "--chap-secret-file",
                                                         str(secret))) as site:
         away = site.main_url.replace(f":{site.main_port}/{IQN}", f":{free_port()}/{IQN}-away")

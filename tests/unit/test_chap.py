@@ -71,7 +71,7 @@ def test_a_reflected_challenge_is_refused():
     target = ChapTarget(ChapAuth((HOST,), MAIN))
     challenge = dict(target.step({"CHAP_A": "5"}))
     answer = dict(ChapInitiator(HOST).step(challenge))
-    with pytest.raises(LoginError, match="own CHAP challenge"):
+    with pytest.raises(LoginError, match="our own CHAP challenge"):
         target.step({**answer, "CHAP_I": challenge["CHAP_I"], "CHAP_C": challenge["CHAP_C"]})
     assert not target.done
 

@@ -112,6 +112,8 @@ def test_two_volumes_share_neither_target_nor_journal():
 def test_chap_secrets_are_read_and_checked(tmp_path):
     (tmp_path / "a").write_text("first secret\n")
     (tmp_path / "b").write_text("second secret\n")
+    for name in "ab":
+        (tmp_path / name).chmod(0o600)
     auth = '{{ chap-user = "u", chap-secret-file = "{0}/a", mutual-user = "m", mutual-secret-file = "{0}/{1}" }}'
     text = TEXT.replace('sync      = "always"', "auth = " + auth.format(tmp_path, "b"))
     chap = parse_config(text).volume["db01"].auth.chap()

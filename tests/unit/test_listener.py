@@ -11,6 +11,7 @@ import structlog
 from detour import events
 from detour.errors import BusyError, ClosedError, LoginError, UsageError
 from detour.iscsi import wire
+from detour.iscsi.access import Access
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.listener import TargetEntry
 from detour.iscsi.session import LoginOptions, discover, new_isid
@@ -104,7 +105,7 @@ def test_a_login_whose_forerunner_does_not_end_is_told_to_come_back():
 
 @pytest.mark.parametrize("target, change, status", [
     (OTHER, {}, (2, 3)), (TARGET, {"accepting": False}, (3, 1)), (TARGET, {"handle": None}, (3, 1)),
-    (TARGET, {"initiators": (OTHER,)}, (2, 2)), (TARGET, {"auth": AUTH}, (2, 1))])
+    (TARGET, {"access": Access.of([OTHER])}, (2, 2)), (TARGET, {"auth": AUTH}, (2, 1))])
 def test_logins_that_are_refused(target, change, status):
     async def work():
         async with Door() as door:

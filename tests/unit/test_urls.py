@@ -55,6 +55,7 @@ def test_a_refused_url_does_not_tell_its_secret(bad):
 
 def test_a_secret_from_a_file_or_the_environment(tmp_path, monkeypatch):
     (tmp_path / "s").write_text("from file\n")
+    (tmp_path / "s").chmod(0o600)
     monkeypatch.setenv("DETOUR_TEST_SECRET", "from env")
     url = parse_url(f"iscsi://u@host/{IQN}/1?secret-file={tmp_path / 's'}")
     assert url.secret == Secret("from file") and str(url).endswith(f"?secret-file={tmp_path / 's'}")

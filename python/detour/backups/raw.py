@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ def _check_geometry(store: Any, size_bytes: int, block_bytes: int) -> None:
 def shown_url(url: StoreUrl | RepositoryUrl) -> str:
     """The URL as a record may keep it: the user's name stays, the secret does not."""
     if isinstance(url, IscsiUrl) and url.secret is not None and not url.secret_source:
-        url = IscsiUrl(url.host, url.port, url.target, url.lun, url.user)
+        url = replace(url, secret=None)
     return str(url)
 
 

@@ -24,6 +24,7 @@ def command(path: str, check: bool) -> int:
     config = load_config(path)
     from detour.assembly import check_served, gateway_address
     from detour.gateway import serve
+    from detour.iscsi.chap import refuse_across_roles
 
     try:
         gateway_address(config.gateway)
@@ -31,6 +32,7 @@ def command(path: str, check: bool) -> int:
         if check:
             click.echo(f"{path} is right: {len(config.volume)} volumes, {len(config.store)} stores")
             return 0
+        refuse_across_roles()
         with contextlib.suppress(KeyboardInterrupt):    # a signal is how a server ends
             run_async(serve(config))
     except ConfigError as error:                        # options of a driver are checked when it is made

@@ -232,15 +232,20 @@ def login_options(url: IscsiUrl, *, initiator_name: str | None = None, isid: byt
                   source_ip: str | None = None, follow_redirect: bool = True, header_digest: bool = False,
                   data_digest: bool = False, mutual: Credentials | None = None, connect_seconds: float = 5.0,
                   login_seconds: float = 15.0, wishes: Wishes | None = None, queue_depth: int = 64) -> LoginOptions:
-    """How to log in to a URL. UsageError when the values do not fit together."""
-    own = Credentials(url.user, url.secret) if url.secret is not None else None
-    if mutual is not None and own is None:
-        raise UsageError(f"{url}: mutual CHAP needs a user and secret in the URL")
-    wishes = replace(wishes or Wishes(), header_digest=_digest(header_digest), data_digest=_digest(data_digest),
-                     queue_depth=queue_depth)
+    """How to log in to a URL; what is given here comes before what the URL tells. UsageError when the values do not fit
+    together."""
+    wishes = replace(wishes or Wishes(), header_digest=_digest(header_digest or url.header_digest),
+                     data_digest=_digest(data_digest or url.data_digest), queue_depth=queue_depth)
     try:
-        return LoginOptions(initiator_name or default_initiator_name(), isid or new_isid(), source_ip, follow_redirect,
-                            wishes, own, mutual, connect_seconds, login_seconds)
+        own = Credentials(url.user, url.secret) if url.secret is not None else None
+        if mutual is None and url.mutual_secret is not None:
+            mutual = Credentials(url.mutual_user, url.mutual_secret)
+        if mutual is not None and own is None:
+            raise UsageError(f"{url}: mutual CHAP needs a user and secret in the URL")
+        if own is not None and own.weak:
+            log.warning("a CHAP secret is shorter than 12 bytes", url=str(url), user=own.user)
+        return LoginOptions(initiator_name or url.initiator_name or default_initiator_name(), isid or new_isid(),
+                            source_ip, follow_redirect, wishes, own, mutual, connect_seconds, login_seconds)
     except ValueError as error:
         raise UsageError(f"{url}: {error}") from None
 

@@ -23,6 +23,7 @@ import structlog
 from detour import events
 from detour.errors import BusyError, ClosedError, DetourError, ProtocolError, UsageError
 from detour.iscsi import wire
+from detour.iscsi.access import Access
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.discovery import DiscoverySession, answer_text
 from detour.iscsi.login_target import Accept, LoginIdentity, Redirect, Refuse, TargetLogin, Verdict
@@ -58,7 +59,7 @@ class TargetEntry:
 
     handle: who takes the sessions; None where every login is redirected. redirect: "host:port", a Redirect, or a
     function of initiator name, peer's IP address and ISID that answers "host:port" or None. accepting: False refuses
-    logins with "service unavailable", which initiators try again. initiators: names that may log in; empty: all.
+    logins with "service unavailable", which initiators try again. access: who may log in, and sees it in discovery.
     """
 
     iqn: str
@@ -67,7 +68,7 @@ class TargetEntry:
     redirect: RedirectRule = None
     accepting: bool = True
     portal_group: int = 1
-    initiators: tuple[str, ...] = ()
+    access: Access = Access()
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Listener:
         self._limits = limits or LoginLimits()
         self._advertise = advertise
         self._discovery_auth = discovery_auth
+        _warn_of_weak(discovery_auth, "discovery")
         self.targets: dict[str, TargetEntry] = {}
         self.sessions: dict[int, SessionInfo] = {}
         self._sinks: dict[int, SessionSink] = {}
@@ -123,6 +125,7 @@ class Listener:
         if name in self.targets:
             raise UsageError(f"the target {name} exists already")
         entry.iqn = name
+        _warn_of_weak(entry.auth, name)
         self.targets[name] = entry
         return entry
 
@@ -235,7 +238,7 @@ class Listener:
     # --- decisions
 
     def _resolve(self, identity: LoginIdentity, peer_host: str) -> Verdict:
-        """Whether the login may go on. In this order: name, redirect, readiness, access, room."""
+        """Whether the login may go on. In this order: name, redirect, access, readiness, room."""
         if identity.discovery:
             return Accept(self._discovery_auth)
         entry = self.targets.get(identity.target_name)
@@ -245,10 +248,10 @@ class Listener:
         if redirect is not None:
             self.redirects += 1
             return redirect
+        if not entry.access.admits(identity.initiator_name, peer_host):
+            return Refuse(LoginStatus.AUTHORIZATION_FAILURE, identity.initiator_name)
         if not entry.accepting or entry.handle is None:
             return Refuse(LoginStatus.SERVICE_UNAVAILABLE, entry.iqn)
-        if entry.initiators and identity.initiator_name.lower() not in {name.lower() for name in entry.initiators}:
-            return Refuse(LoginStatus.AUTHORIZATION_FAILURE, identity.initiator_name)
         if identity.tsih:
             known = any(info.tsih == identity.tsih for info in self.sessions_of(entry.iqn))
             return Refuse(LoginStatus.TOO_MANY_CONNECTIONS if known else LoginStatus.NO_SESSION)
@@ -273,13 +276,16 @@ class Listener:
                 break
         return self._last_tsih
 
-    def _send_targets(self, value: str, local: tuple[str, int], own: str = "") -> list[tuple[str, str]]:
-        """Answer to SendTargets: all targets in discovery ("All"), one by name, or the session's own ("")."""
+    def _send_targets(self, value: str, local: tuple[str, int], initiator_name: str, peer_host: str,
+                      own: str = "") -> list[tuple[str, str]]:
+        """Answer to SendTargets: all targets in discovery ("All"), one by name, or the session's own (""); never one
+        that the initiator may not reach."""
         wanted = [own] if not value and own else list(self.targets) if value == "All" and not own else [value.lower()]
         pairs = []
         for name in wanted:
             entry = self.targets.get(name)
-            if entry is not None and (entry.accepting or entry.redirect):
+            if (entry is not None and (entry.accepting or entry.redirect)
+                    and entry.access.admits(initiator_name, peer_host)):
                 address = self._advertise or format_endpoint(*local)
                 pairs += [("TargetName", name), ("TargetAddress", f"{address},{entry.portal_group}")]
         return pairs
@@ -319,16 +325,23 @@ class Listener:
         self._runtime.on_event(events.SESSION_CLOSED, session_id, lambda *_: self._forget(session_id))
         self._runtime.on_event(events.TEXT_REQUEST, session_id,
                                lambda _status, results, data: self._on_text(info, sink, results[0], data or b"",
-                                                                            connection.local_address))
+                                                                            connection))
 
-    def _on_text(self, info: SessionInfo, sink: SessionSink, itt: int, data: bytes, local: tuple[str, int]) -> None:
+    def _on_text(self, info: SessionInfo, sink: SessionSink, itt: int, data: bytes,
+                 connection: _Connection) -> None:
         try:
             table = unique(wire.decode_text(data))
         except ProtocolError:
             table = {}
-        answers = answer_text(table, lambda value: self._send_targets(value, local, info.target))
+        answers = answer_text(table, lambda value: self._send_targets(
+            value, connection.local_address, info.initiator_name, connection.peer_host, info.target))
         with suppress(DetourError):
             sink.text_response(info.id, itt, wire.encode_text(answers))
+
+
+def _warn_of_weak(auth: ChapAuth | None, where: str) -> None:
+    if auth is not None and auth.weak_users:
+        log.warning("CHAP secrets are shorter than 12 bytes", where=where, users=auth.weak_users)
 
 
 class _Connection:
@@ -340,7 +353,7 @@ class _Connection:
         self._counted = True
         self.local_address: tuple[str, int] = ("", 0)
         self.peer = ""
-        self._peer_host = ""
+        self.peer_host = ""
 
     @property
     def local(self) -> str:
@@ -359,21 +372,22 @@ class _Connection:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.local_address = self.sock.getsockname()[:2]
         peer = self.sock.getpeername()[:2]
-        self._peer_host, self.peer = peer[0], format_endpoint(*peer)
+        self.peer_host, self.peer = peer[0], format_endpoint(*peer)
         async with asyncio.timeout(limits.login_seconds):
             login = await self._login()
         if login is None:
             return
-        assert login.params is not None
+        assert login.params is not None and login.identity is not None
+        name = login.identity.initiator_name
         self.end_login()
         await DiscoverySession(self.sock, login.params,
-                               lambda value: listener._send_targets(value, self.local_address),
+                               lambda value: listener._send_targets(value, self.local_address, name, self.peer_host),
                                limits.discovery_seconds, limits.text_bytes_max).run()
 
     async def _login(self) -> TargetLogin | None:
         """Exchanges PDUs until full feature phase. Answers a finished discovery login; None when all is done here."""
         listener = self._listener
-        login = TargetLogin(lambda identity: listener._resolve(identity, self._peer_host), listener._wishes,
+        login = TargetLogin(lambda identity: listener._resolve(identity, self.peer_host), listener._wishes,
                             tsih=listener._next_tsih, text_bytes_max=listener._limits.text_bytes_max)
         while True:
             header, data = await wire.receive_pdu(self.sock)

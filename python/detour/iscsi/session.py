@@ -49,6 +49,8 @@ class LoginOptions:
             raise ValueError(f"{self.initiator_name!r} is no iSCSI name")
         if len(self.isid) != 6:
             raise ValueError("an ISID has 6 bytes")
+        if self.mutual and self.credentials and self.mutual.secret == self.credentials.secret:
+            raise ValueError("CHAP secrets of the two directions must differ (RFC 7143 section 9.2.1)")
 
 
 @dataclass
