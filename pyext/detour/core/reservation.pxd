@@ -18,6 +18,11 @@ cdef struct ReservationAnswer:
     uint8_t scsi_status
     bint aborts                 # Request.aborts: nexuses have been marked with abort_wanted
 
+cdef struct ReservationEffect:
+    uint32_t attention          # Sense to queue, or 0
+    bint dropped                # its registration ends
+    bint aborted                # its tasks are to be aborted
+
 cdef struct Reservations:
     bint restricting            # a reservation of any kind is held: admit must look. 0 is the usual case
     bint durable                # APTPL is offered (PTPL_C)
@@ -26,9 +31,7 @@ cdef struct Reservations:
     const void* reserver        # the nexus that holds the device by RESERVE(6/10), or NULL
     ReservationState* state
     ReservationState* next_state
-    const void* sender          # of the PERSISTENT RESERVE OUT that made next_state
-    uint32_t* attentions        # for each registrant of `state`: Sense to queue at the commit, or 0
-    bint* aborted               # for each registrant of `state`: its tasks are to be aborted at the commit
+    ReservationEffect* effects  # for each registrant of `state`, at the commit
 
 cdef int reservations_init(Reservations* reservations, NexusTable* nexuses, bint durable) noexcept nogil   # OK, E_NOMEM
 cdef void reservations_free(Reservations* reservations) noexcept nogil
