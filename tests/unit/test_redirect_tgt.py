@@ -270,7 +270,7 @@ def test_a_failing_tgtadm_is_told_with_its_words(fake):
 
 def test_a_hanging_tgtadm_is_ended(fake):
     fake.write(hang=True)
-    with pytest.raises(TimeoutError_, match="0.3 s"):
+    with pytest.raises(TimeoutError_, match=r"0\.3 s"):
         run(fake.driver(limit="300ms").sessions())
 
 
