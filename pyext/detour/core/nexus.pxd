@@ -19,6 +19,7 @@ cdef enum NexusStanding:        # what reservation.pyx keeps here, so that `admi
 cdef struct NexusEntry:
     const Nexus* nexus
     uint8_t standing            # NexusStanding bits
+    bint prevents_removal       # PREVENT ALLOW MEDIUM REMOVAL of this nexus holds (the device's to set and clear)
     uint8_t attention_count
     uint32_t attentions[ATTENTIONS_MAX]     # Sense; [0] is reported first
     NexusEntry* bucket_next
