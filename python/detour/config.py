@@ -11,23 +11,21 @@ import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from detour import limits
+from detour.config_auth import AccessSection, AuthSection, LoginSection, log_in
+from detour.config_fields import Location, Section, list_of, reader, text_of
 from detour.errors import ConfigError, UsageError
-from detour.iscsi.access import Access, Network, parse_network, parse_pattern
-from detour.iscsi.chap import ALGORITHMS, ChapAuth, Credentials
 from detour.iscsi.keys import valid_name
 from detour.urls import (
     FileUrl,
     IscsiUrl,
     MemoryUrl,
     RepositoryUrl,
-    Secret,
     StoreUrl,
     format_endpoint,
     parse_backup_url,
@@ -36,42 +34,20 @@ from detour.urls import (
     parse_rate,
     parse_size,
     parse_url,
-    read_secret_env,
-    read_secret_file,
 )
 
-T = TypeVar("T")
 DRIVERS = ("tgt", "scst", "spdk", "ctld", "detour", "portal", "initiator", "hook")
-CHAP_ALGORITHMS = {"sha3-256": 8, "sha-256": 7, "sha-1": 6, "md5": 5}
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COMPRESS = re.compile(r"none|zstd(:([1-9]|1[0-9]|2[0-2]))?|zlib(:[1-9])?")
 
 
-def _reader(read: Callable[[Any], T]) -> BeforeValidator:
-    """A reader of this project as a pydantic validator: its UsageError becomes the field's reason."""
-    def validate(value: Any) -> Any:
-        if isinstance(value, IscsiUrl | FileUrl | MemoryUrl | RepositoryUrl):
-            return value
-        try:
-            return read(value)
-        except UsageError as error:
-            raise ValueError(error.message) from None
-    return BeforeValidator(validate)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise UsageError("a text is wanted here")
-    return value
-
-
 def _endpoint(value: Any) -> str:
-    host, port = parse_endpoint(_text(value), 3260)
+    host, port = parse_endpoint(text_of(value), 3260)
     return format_endpoint(host, port)
 
 
 def _api(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if text.startswith("unix:/") and len(text) > len("unix:/"):
         return text
     if text.startswith("http://"):
@@ -83,21 +59,14 @@ def _api(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    text = _text(value).lower()
+    text = text_of(value).lower()
     if not valid_name(text):
         raise UsageError(f"{text!r} is no iSCSI name (iqn., eui. or naa.)")
     return text
 
 
-def _algorithm(value: Any) -> int:
-    number = CHAP_ALGORITHMS.get(_text(value).lower())
-    if number is None:
-        raise UsageError(f"{value!r} is no CHAP algorithm; known are {', '.join(CHAP_ALGORITHMS)}")
-    return number
-
-
 def _compress(value: Any) -> str:
-    text = _text(value)
+    text = text_of(value)
     if not _COMPRESS.fullmatch(text):
         raise UsageError(f'{text!r} is no compression; known are "none", "zstd:1" to "zstd:22", "zlib:1" to "zlib:9"')
     return text
@@ -110,28 +79,13 @@ def _redirect(value: Any) -> Any:
     return value
 
 
-def _list_of(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Size = Annotated[int, _reader(parse_size)]
-Duration = Annotated[float, _reader(parse_duration)]
-Rate = Annotated[int, _reader(parse_rate)]
-Endpoint = Annotated[str, _reader(_endpoint)]
-Name = Annotated[str, _reader(_name)]
-Pause = Annotated[float, _reader(lambda value: limits.check_pause(parse_duration(value)))]
-Retry = Annotated[float, _reader(lambda value: limits.check_retry(parse_duration(value)))]
-Location = Annotated[Path, _reader(lambda value: Path(_text(value)))]
-Algorithm = Annotated[int, _reader(_algorithm)]
-Pattern = Annotated[str, _reader(lambda value: parse_pattern(_text(value)))]
-NetworkText = Annotated[Network, _reader(lambda value: parse_network(_text(value)))]
-
-
-class Section(BaseModel):
-    """A table of the file: kebab-case keys, nothing unknown, not changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, strict=True,
-                              alias_generator=lambda name: name.replace("_", "-"), populate_by_name=True)
+Size = Annotated[int, reader(parse_size)]
+Duration = Annotated[float, reader(parse_duration)]
+Rate = Annotated[int, reader(parse_rate)]
+Endpoint = Annotated[str, reader(_endpoint)]
+Name = Annotated[str, reader(_name)]
+Pause = Annotated[float, reader(lambda value: limits.check_pause(parse_duration(value)))]
+Retry = Annotated[float, reader(lambda value: limits.check_retry(parse_duration(value)))]
 
 
 class LogSection(Section):
@@ -150,146 +104,16 @@ class JournalSection(Section):
         return self
 
 
-class UserSection(Section):
-    """A CHAP user of several."""
-
-    user: str
-    secret_file: Location | None = None
-    secret_env: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> UserSection:
-        _one_secret(self.secret_file, self.secret_env, "secret-")
-        return self
-
-
-class AuthSection(Section):
-    """CHAP that the gateway demands of hosts, as main does: one user, or `chap-users`; `mutual-*` is what the gateway
-    proves itself with, `algorithms` what it accepts, in its order."""
-
-    chap_user: str | None = None
-    chap_secret_file: Location | None = None
-    chap_secret_env: str | None = None
-    chap_users: list[UserSection] = []
-    mutual_user: str | None = None
-    mutual_secret_file: Location | None = None
-    mutual_secret_env: str | None = None
-    algorithms: Annotated[list[Algorithm], BeforeValidator(_list_of), Field(min_length=1)] = list(ALGORITHMS)
-
-    @model_validator(mode="after")
-    def _check(self) -> AuthSection:
-        if self.chap_user is not None:
-            _one_secret(self.chap_secret_file, self.chap_secret_env, "chap-secret-")
-        elif self.chap_secret_file or self.chap_secret_env or not self.chap_users:
-            raise ValueError("chap-user (or chap-users) is missing")
-        _mutual_whole(self.mutual_user, self.mutual_secret_file, self.mutual_secret_env)
-        return self
-
-    def chap(self) -> ChapAuth:
-        """Reads the secrets. UsageError when one cannot be read or they do not go together."""
-        named = [(one.user, one.secret_file, one.secret_env) for one in self.chap_users]
-        if self.chap_user is not None:
-            named.insert(0, (self.chap_user, self.chap_secret_file, self.chap_secret_env))
-        try:
-            users = tuple(Credentials(user, _secret(file, env)) for user, file, env in named)
-            mutual = None
-            if self.mutual_user is not None:
-                mutual = Credentials(self.mutual_user, _secret(self.mutual_secret_file, self.mutual_secret_env))
-            return ChapAuth(users, mutual, tuple(self.algorithms))
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-
-
-class LoginSection(Section):
-    """How the gateway logs in to a target: its CHAP user, `mutual-*` that the target must prove itself with, digests."""
-
-    user: str | None = None
-    secret_file: Location | None = None
-    secret_env: str | None = None
-    mutual_user: str | None = None
-    mutual_secret_file: Location | None = None
-    mutual_secret_env: str | None = None
-    header_digest: bool = False
-    data_digest: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> LoginSection:
-        if self.user is not None:
-            _one_secret(self.secret_file, self.secret_env, "secret-")
-        elif self.secret_file or self.secret_env or self.mutual_user:
-            raise ValueError("user is missing")
-        _mutual_whole(self.mutual_user, self.mutual_secret_file, self.mutual_secret_env)
-        return self
-
-    def onto(self, url: IscsiUrl) -> IscsiUrl:
-        """The URL with these credentials. UsageError when it has its own, or a secret cannot be used."""
-        if self.user is not None and (url.user or url.mutual_user):
-            raise UsageError("the URL names a user already")
-        found = replace(url, header_digest=url.header_digest or self.header_digest,
-                        data_digest=url.data_digest or self.data_digest)
-        if self.user is None:
-            return found
-        own = _secret(self.secret_file, self.secret_env)
-        found = replace(found, user=self.user, secret=own, secret_source=_source(self.secret_file, self.secret_env))
-        if self.mutual_user is None:
-            return found
-        mutual = _secret(self.mutual_secret_file, self.mutual_secret_env)
-        if mutual == own:
-            raise UsageError("CHAP secrets of the two directions must differ (RFC 7143 section 9.2.1)")
-        return replace(found, mutual_user=self.mutual_user, mutual_secret=mutual,
-                       mutual_source=_source(self.mutual_secret_file, self.mutual_secret_env))
-
-
-class AccessSection(Section):
-    """Who may reach a target: initiator names ("*" and "?" stand for other characters), networks. Both must admit."""
-
-    initiators: Annotated[list[Pattern], BeforeValidator(_list_of)] = []
-    networks: Annotated[list[NetworkText], BeforeValidator(_list_of)] = []
-
-    @property
-    def rules(self) -> Access:
-        return Access(tuple(self.initiators), tuple(self.networks))
-
-
-def _one_secret(file: Path | None, env: str | None, prefix: str) -> None:
-    if (file is None) == (env is None):
-        raise ValueError(f"exactly one of {prefix}file and {prefix}env is needed")
-
-
-def _mutual_whole(user: str | None, file: Path | None, env: str | None) -> None:
-    if (file is not None) + (env is not None) != (user is not None):
-        raise ValueError("mutual CHAP needs mutual-user and one of mutual-secret-file and mutual-secret-env")
-
-
-def _secret(file: Path | None, env: str | None) -> Secret:
-    return read_secret_file(file) if file is not None else read_secret_env(env or "")
-
-
-def _source(file: Path | None, env: str | None) -> str:
-    return f"file={file}" if file is not None else f"env={env}"
-
-
-def _log_in(section: Section, field: str, login: LoginSection | None, key: str) -> None:
-    """Puts credentials into a section's URL while it is made, so that whoever opens the URL has them."""
-    url = getattr(section, field)
-    if login is None:
-        return
-    if not isinstance(url, IscsiUrl):
-        raise ValueError(f"{key} is for iSCSI, not for {url}")
-    try:
-        section.__dict__[field] = login.onto(url)
-    except UsageError as error:
-        raise ValueError(f"{key}: {error.message}") from None
-
-
 class GatewaySection(Section):
     """[gateway]: listen, advertise are "host:port"; state is a folder; api "unix:/path" or "http://127.0.0.1:PORT".
     access: for volumes without one of their own. discovery-auth: CHAP for discovery sessions."""
 
-    listen: Annotated[list[Endpoint], BeforeValidator(_list_of), Field(min_length=1)] = ["0.0.0.0:3260"]
+    listen: Annotated[list[Endpoint], BeforeValidator(list_of), Field(min_length=1)] = Field(
+        default_factory=lambda: ["0.0.0.0:3260"])
     advertise: Endpoint | None = None
     state: Location = Path("/var/lib/detour")
-    api: Annotated[list[Annotated[str, _reader(_api)]], BeforeValidator(_list_of)] = ["unix:/run/detour/api.sock"]
+    api: Annotated[list[Annotated[str, reader(_api)]], BeforeValidator(list_of)] = Field(
+        default_factory=lambda: ["unix:/run/detour/api.sock"])
     reactors: Annotated[int, Field(ge=1, le=limits.REACTORS_MAX)] = 1
     buffers: Size = 256 * 2**20
     access: AccessSection = AccessSection()
@@ -301,7 +125,7 @@ class HooksSection(Section):
     """Programs of the administrator. frozen: program and its arguments (no shell), run when main is frozen, before the
     copy begins."""
 
-    frozen: Annotated[list[str], BeforeValidator(_list_of)] = []
+    frozen: Annotated[list[str], BeforeValidator(list_of)] = Field(default_factory=list)
     hook_timeout: Duration = 60.0
 
 
@@ -313,12 +137,13 @@ class CopySection(Section):
 
 
 class VolumeSection(Section):
-    """[volume.NAME]. auth, access: for hosts. main-auth: for main. target: name that the gateway serves, main's own by default. initiator-name: with which it logs in
-    to main. main-retry: how long a lost main is tried again before the backup is given up."""
+    """[volume.NAME]. auth, access: what is asked of hosts. main-auth: how the gateway logs in to main. target: name
+    that the gateway serves, main's own by default. initiator-name: with which it logs in to main. main-retry: how long
+    a lost main is tried again before the backup is given up."""
 
-    main: Annotated[StoreUrl, _reader(parse_url)]
+    main: Annotated[StoreUrl, reader(parse_url)]
     journal: JournalSection
-    redirect: Annotated[dict[str, Any], _reader(_redirect)]
+    redirect: Annotated[dict[str, Any], reader(_redirect)]
     auth: AuthSection | None = None
     access: AccessSection | None = None
     main_auth: LoginSection | None = None
@@ -335,7 +160,7 @@ class VolumeSection(Section):
     def _check(self) -> VolumeSection:
         if not isinstance(self.main, IscsiUrl) and self.target is None:
             raise ValueError("main is no iSCSI target: the key target must name the one that hosts log in to")
-        _log_in(self, "main", self.main_auth, "main-auth")
+        log_in(self, "main", self.main_auth, "main-auth")
         if isinstance(self.main, FileUrl) and os.path.abspath(self.main.path) == os.path.abspath(self.journal.path):
             raise ValueError("journal.path is main itself")
         return self
@@ -374,15 +199,15 @@ class KeepSection(Section):
 class StoreSection(Section):
     """[store.NAME]: where backups go. compress, encrypt and keep are for chunk repositories."""
 
-    url: Annotated[StoreUrl | RepositoryUrl, _reader(parse_backup_url)]
-    compress: Annotated[str, _reader(_compress)] = "none"
+    url: Annotated[StoreUrl | RepositoryUrl, reader(parse_backup_url)]
+    compress: Annotated[str, reader(_compress)] = "none"
     encrypt: EncryptSection | None = None
     keep: KeepSection | None = None
     auth: LoginSection | None = None
 
     @model_validator(mode="after")
     def _check(self) -> StoreSection:
-        _log_in(self, "url", self.auth, "auth")
+        log_in(self, "url", self.auth, "auth")
         if isinstance(self.url, RepositoryUrl):
             return self
         for key in ("compress", "encrypt", "keep"):
@@ -395,8 +220,8 @@ class Config(Section):
     """The whole file."""
 
     gateway: GatewaySection = GatewaySection()
-    volume: dict[str, VolumeSection] = {}
-    store: dict[str, StoreSection] = {}
+    volume: dict[str, VolumeSection] = Field(default_factory=dict)
+    store: dict[str, StoreSection] = Field(default_factory=dict)
 
 
 def load_config(path: str | Path) -> Config:

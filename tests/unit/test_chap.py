@@ -112,3 +112,105 @@ def test_malformed_identifiers(identifier):
                                         ("0BAAEC", b"\0\1\2")])
 def test_binary_values(text, data):
     assert chap.decode_binary(text, 1024) == data
+
+
+def challenge_of(target):
+    return dict(target.step({"CHAP_A": "5"}))
+
+
+def test_a_challenge_reflected_over_a_parallel_connection_is_refused():
+    """The attacker logs in twice and has the second login answer the challenge of the first."""
+    auth = ChapAuth((HOST,), MAIN)
+    first, second = ChapTarget(auth), ChapTarget(auth)
+    stolen = challenge_of(first)
+    answer = dict(ChapInitiator(HOST).step(challenge_of(second)))
+    with pytest.raises(LoginError, match="our own CHAP challenge"):
+        second.step({**answer, "CHAP_I": stolen["CHAP_I"], "CHAP_C": stolen["CHAP_C"]})
+
+
+def test_an_initiator_does_not_answer_what_it_asked_elsewhere():
+    first, second = ChapInitiator(HOST, MAIN), ChapInitiator(HOST, MAIN)
+    asked = dict(first.step(challenge_of(ChapTarget(ChapAuth((HOST,), MAIN)))))
+    with pytest.raises(LoginError, match="our own CHAP challenge"):
+        second.step({"CHAP_A": "5", "CHAP_I": asked["CHAP_I"], "CHAP_C": asked["CHAP_C"]})
+
+
+def test_a_gateway_does_not_answer_to_main_what_its_door_asks_of_hosts(monkeypatch):
+    for book in (chap._as_target, chap._as_initiator):
+        monkeypatch.setattr(book, "others", ())
+    door, towards_main = ChapTarget(ChapAuth((HOST,))), ChapInitiator(HOST)
+    challenge = challenge_of(door)
+    chap.refuse_across_roles()
+    with pytest.raises(LoginError, match="our own CHAP challenge"):
+        towards_main.step(challenge)
+    assert not towards_main.answered
+
+
+def test_a_challenge_that_nobody_waits_for_is_forgotten():
+    target = ChapTarget(ChapAuth((HOST,)))
+    challenge_of(target)
+    given = len(chap._as_target.given)
+    del target
+    assert len(chap._as_target.given) == given - 1
+
+
+def test_one_challenge_takes_one_response():
+    target = ChapTarget(ChapAuth((HOST,)))
+    answer = dict(ChapInitiator(HOST).step(challenge_of(target)))
+    with pytest.raises(LoginError):
+        target.step({"CHAP_N": "host1", "CHAP_R": "0x00"})
+    with pytest.raises(ProtocolError, match="over"):
+        target.step(answer)
+    assert not target.done
+
+
+@pytest.mark.parametrize("values", [
+    {"CHAP_A": "5", "CHAP_N": "host1"}, {"CHAP_A": "5", "CHAP_R": "0x00"}, {"CHAP_A": "5", "CHAP_I": "1"}])
+def test_keys_ahead_of_their_step_are_refused(values):
+    with pytest.raises(ProtocolError, match="out of turn"):
+        ChapTarget(ChapAuth((HOST,))).step(values)
+
+
+def test_unknown_names_cost_the_same_hash(monkeypatch):
+    """No oracle: name lookup and hash are done whether the name exists or not, over secrets of the same kind."""
+    hashed = []
+    monkeypatch.setattr(chap, "response_of", lambda *args: hashed.append(args[2].reveal()) or b"\0" * 16)
+    for name in ("host1", "nobody"):
+        target = ChapTarget(ChapAuth((HOST,)))
+        challenge_of(target)
+        with pytest.raises(LoginError) as caught:
+            target.step({"CHAP_N": name, "CHAP_R": "0x01"})
+        assert str(caught.value) == "CHAP name or secret is wrong"
+    assert len(hashed) == 2 and hashed[0] == HOST.secret.reveal() and len(hashed[1]) == 32
+
+
+@pytest.mark.parametrize("user", ["", "a\0b", "a\nb", "u" * 256])
+def test_users_that_cannot_be_sent(user):
+    with pytest.raises(ValueError, match="printable"):
+        Credentials(user, Secret("a secret of twelve"))
+
+
+@pytest.mark.parametrize("secret, weak", [("a" * 11, True), ("a" * 12, False), ("ä" * 6, False)])
+def test_secrets_below_96_bits_are_weak(secret, weak):
+    assert Credentials("u", Secret(secret)).weak is weak
+    assert ChapAuth((Credentials("u", Secret(secret)),)).weak_users == (["u"] if weak else [])
+
+
+def test_settings_that_cannot_be():
+    for algorithms in ((), (4,)):
+        with pytest.raises(ValueError, match="algorithms"):
+            ChapAuth((HOST,), algorithms=algorithms)
+    with pytest.raises(ValueError, match="twice"):
+        ChapAuth((HOST, Credentials("host1", Secret("another secret"))))
+
+
+def test_challenges_and_identifiers_are_fresh():
+    seen = [challenge_of(ChapTarget(ChapAuth((HOST,)))) for _ in range(64)]
+    assert len({one["CHAP_C"] for one in seen}) == 64 and len({one["CHAP_I"] for one in seen}) > 8
+    assert all(len(chap.decode_binary(one["CHAP_C"], 1024)) == 32 for one in seen)
+
+
+def test_nothing_shows_a_secret():
+    auth = ChapAuth((HOST,), MAIN)
+    for shown in (repr(auth), str(HOST), f"{MAIN!r}", repr(vars(ChapTarget(auth))), repr(vars(ChapInitiator(HOST)))):
+        assert "a secret of" not in shown

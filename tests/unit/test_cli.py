@@ -13,7 +13,7 @@ from detour.cli.bench import parse_io_size, parse_mix
 from detour.cli.following import exit_code, numbers_of, share_done
 from detour.cli.inq import block_limits, designators, standard_inquiry
 from detour.cli.ls import lun_number, luns_of
-from detour.cli.support import human_bytes, human_seconds
+from detour.cli.support import human_bytes, human_seconds, with_login
 from detour.errors import AbandonedError, StorageError, UsageError
 
 
@@ -55,6 +55,10 @@ def test_help_does_not_load_the_core():
         (["bench", "mem:16MiB", "--io-size", "3000", "--seconds", "0.1"], "multiple"),
         (["bench", "nonsense:7"], "no known kind of storage"),
         (["target", "mem:16MiB", "--chap-user", "me"], "belong together"),
+        (["target"], "nothing to serve"),
+        (["target", "mem:16MiB?removeable"], "unknown option 'removeable'"),
+        (["target", "mem:16MiB", "--target", "mem:16MiB"], "is not IQN=URL"),
+        (["target", "mem:16MiB", "--listen", "::1:3260"], "brackets"),
         (["write", "mem:16MiB", "--offset", "100", "--input", "/dev/null"], ""),
         (["demo", "--size", "12 parsecs"], "is not a size"),
     ],
@@ -153,3 +157,31 @@ def test_following_reads_progress_documents():
     assert share_done(document) == 0.25
     assert numbers_of(document) == "1.0 MiB of 4.0 MiB  1.0 MiB/s  3.0 s left  host p99 1.2 ms, writes 4.0 KiB/s"
     assert exit_code({}) == 1 and exit_code({"exit_code": 3}) == 3 and exit_code({"exit_code": 0}) == 0
+
+
+IQN = "iqn.2026-01.example:d"
+
+
+def test_login_options_say_what_a_url_could_say(tmp_path):
+    for name in ("own", "theirs"):
+        (tmp_path / name).write_text(f"the secret {name}\n")
+        (tmp_path / name).chmod(0o600)
+    url = with_login(f"iscsi://h/{IQN}/1", user="u", secret_file=str(tmp_path / "own"), mutual_user="m",
+                     mutual_secret_file=str(tmp_path / "theirs"), header_digest=True, initiator_name="iqn.2026-01.x:me")
+    assert (url.user, url.secret.reveal(), url.mutual_user, url.mutual_secret.reveal()) == (
+        "u", "the secret own", "m", "the secret theirs")
+    assert url.header_digest and not url.data_digest and url.initiator_name == "iqn.2026-01.x:me"
+    assert with_login("/a/file").path == "/a/file"
+    assert with_login("iscsi://h", portal_only=True).target == ""
+
+
+@pytest.mark.parametrize("text, options, sentence", [
+    ("/a/file", {"user": "u"}, "for iscsi:// URLs"),
+    (f"iscsi://h/{IQN}/1", {"user": "u"}, "belong together"),
+    (f"iscsi://h/{IQN}/1", {"secret_file": "f"}, "belong together"),
+    (f"iscsi://v@h/{IQN}/1", {"user": "u", "secret_file": "f"}, "given twice"),
+    (f"iscsi://h/{IQN}/1", {"mutual_user": "u", "mutual_secret_file": "f"}, "of our own"),
+    ("iscsi://h", {}, "after the portal")])
+def test_login_options_that_do_not_go_together(text, options, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        with_login(text, **options)

@@ -3,7 +3,7 @@ import pytest
 
 from detour.config import load_config, parse_config
 from detour.errors import ConfigError
-from detour.urls import IscsiUrl, RepositoryUrl
+from detour.urls import IscsiUrl, RepositoryUrl, parse_url
 
 TEXT = """
 [gateway]
@@ -140,3 +140,89 @@ def test_files_that_are_missing_or_no_toml(tmp_path):
         load_config(tmp_path / "x.toml")
     (tmp_path / "x.toml").write_text(TEXT)
     assert load_config(tmp_path / "x.toml").volume
+
+
+def secrets(tmp_path, **values):
+    for name, value in values.items():
+        path = tmp_path / name
+        path.write_text(value + "\n")
+        path.chmod(0o600)
+
+
+def with_keys(keys, table="volume.db01"):
+    return TEXT.replace(f"[{table}]\n", f"[{table}]\n{keys}\n")
+
+
+def test_credentials_towards_main_and_towards_a_backup(tmp_path):
+    secrets(tmp_path, own="the gateway's secret", main="the secret of main")
+    keys = (f'user = "gw", secret-file = "{tmp_path}/own", mutual-user = "m", mutual-secret-file = "{tmp_path}/main", '
+            "header-digest = true")
+    text = with_keys(f"main-auth = {{ {keys} }}")
+    text += f'\n[store.lun]\nurl = "iscsi://192.0.2.30/iqn.2026-01.example:b/0"\nauth = {{ {keys} }}\n'
+    config = parse_config(text)
+    for url in (config.volume["db01"].main, config.store["lun"].url):
+        assert (url.user, url.secret.reveal(), url.header_digest, url.data_digest) == (
+            "gw", "the gateway's secret", True, False)
+        assert (url.mutual_user, url.mutual_secret.reveal()) == ("m", "the secret of main")
+        assert "secret of main" not in repr(url) + str(url) + repr(config)
+        assert parse_url(str(url)) == url       # a record of a backup can be opened again
+
+
+@pytest.mark.parametrize("keys, reason", [
+    ('main-auth = { secret-env = "X" }', "user is missing"),
+    ('main-auth = { user = "u" }', "exactly one"),
+    ('main-auth = { user = "u", secret-env = "DETOUR_NOT_SET" }', "main-auth: .*DETOUR_NOT_SET"),
+    ('main-auth = { user = "u", secret-env = "X", mutual-user = "m" }', "mutual CHAP needs"),
+    ('access = { initiators = ["host1"] }', "no initiator name"),
+    ('access = { networks = ["192.0.2.1/24"] }', "no network"),
+    ('access = { hosts = [] }', "unknown"),
+    ('auth = { chap-user = "u", chap-secret-env = "X", algorithms = "md4" }', "no CHAP algorithm"),
+    ('auth = { chap-secret-env = "X" }', "is missing")])
+def test_doors_that_cannot_be(keys, reason):
+    with pytest.raises(ConfigError, match=reason):
+        parse_config(with_keys(keys))
+
+
+def test_one_secret_for_both_directions_is_refused(tmp_path):
+    secrets(tmp_path, one="the very same secret")
+    keys = f'user = "u", secret-file = "{tmp_path}/one", mutual-user = "m", mutual-secret-file = "{tmp_path}/one"'
+    with pytest.raises(ConfigError, match="must differ"):
+        parse_config(with_keys(f"main-auth = {{ {keys} }}"))
+
+
+def test_a_secret_that_others_may_read_is_refused(tmp_path):
+    secrets(tmp_path, own="the gateway's secret")
+    (tmp_path / "own").chmod(0o604)
+    with pytest.raises(ConfigError, match="by others"):
+        parse_config(with_keys(f'main-auth = {{ user = "u", secret-file = "{tmp_path}/own" }}'))
+
+
+def test_a_url_with_a_user_takes_no_other(tmp_path):
+    secrets(tmp_path, own="the gateway's secret")
+    text = with_keys(f'main-auth = {{ user = "u", secret-file = "{tmp_path}/own" }}')
+    with pytest.raises(ConfigError, match="names a user already"):
+        parse_config(text.replace("iscsi://192", "iscsi://v%x@192"))
+
+
+def test_access_discovery_and_several_users(tmp_path):
+    secrets(tmp_path, a="first secret", b="second secret", d="discovery's secret")
+    text = with_keys('access = { initiators = "iqn.2026-01.example:*", networks = ["192.0.2.0/24", "::1"] }\n'
+                     f'auth = {{ chap-users = [{{ user = "a", secret-file = "{tmp_path}/a" }}, '
+                     f'{{ user = "b", secret-file = "{tmp_path}/b" }}], algorithms = ["sha-256", "md5"] }}')
+    text = text.replace("[gateway]", "[gateway]\naccess = { networks = '10.0.0.0/8' }\n"
+                        f'discovery-auth = {{ chap-user = "d", chap-secret-file = "{tmp_path}/d" }}')
+    config = parse_config(text)
+    volume = config.volume["db01"]
+    assert volume.access.rules.admits("iqn.2026-01.example:h", "192.0.2.9")
+    assert not volume.access.rules.admits("iqn.2026-01.other:h", "192.0.2.9")
+    assert [user.user for user in volume.auth.chap().users] == ["a", "b"] and volume.auth.chap().algorithms == (7, 5)
+    assert not config.gateway.access.rules.admits("iqn.2026-01.example:h", "192.0.2.9")
+    assert config.gateway.discovery_auth.chap().users[0].user == "d"
+
+
+def test_volumes_of_one_target_ask_the_same_of_their_hosts():
+    block = TEXT[TEXT.index("[volume.db01]"):TEXT.index("[store.nightly]")]
+    text = TEXT + block.replace("volume.db01", "volume.db02").replace("db01/1", "db01/2").replace("db01.j", "db02.j")
+    parse_config(text)
+    with pytest.raises(ConfigError, match="is shared with volume db01"):
+        parse_config(text.replace("[volume.db02]\n", '[volume.db02]\naccess = { networks = "192.0.2.0/24" }\n'))

@@ -1,4 +1,6 @@
 """Storage URLs, secrets, sizes and durations."""
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from detour.urls import (
     parse_rate,
     parse_size,
     parse_url,
+    read_secret_file,
 )
 
 IQN = "iqn.2026-01.example:db01"
@@ -136,3 +139,59 @@ def test_endpoints_are_read_back(host, port):
 def test_wrong_endpoints(bad):
     with pytest.raises(UsageError):
         parse_endpoint(bad)
+
+
+def private(path, text):
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def test_mutual_credentials_digests_and_a_name_in_a_url(tmp_path):
+    own, theirs = private(tmp_path / "own", "secret one\n"), private(tmp_path / "theirs", "secret two\r\n")
+    url = parse_url(f"iscsi://u@h/{IQN}/1?secret-file={own}&mutual-user=main&mutual-secret-file={theirs}"
+                    "&header-digest=CRC32C&data-digest=none&initiator-name=iqn.2026-01.example:me")
+    assert (url.mutual_user, url.mutual_secret.reveal()) == ("main", "secret two")
+    assert (url.header_digest, url.data_digest, url.initiator_name) == (True, False, "iqn.2026-01.example:me")
+    assert parse_url(str(url)) == url and "secret two" not in str(url) + repr(url)
+
+
+@pytest.mark.parametrize("query, reason", [
+    ("mutual-user=m", "belong together"), ("mutual-secret-env=DETOUR_TEST_SECRET", "belong together"),
+    ("header-digest=md5", "crc32c or none"), ("header-digest=none&header-digest=none", "given twice"),
+    ("secret-env=DETOUR_TEST_SECRET&secret-file=/x", "only one"),
+    ("mutual-user=m&mutual-secret-env=DETOUR_TEST_SECRET", "of our own")])
+def test_url_options_that_do_not_go_together(query, reason, monkeypatch):
+    monkeypatch.setenv("DETOUR_TEST_SECRET", "from env")
+    login = "u@" if "secret-env=DETOUR_TEST_SECRET&" in query else ""
+    with pytest.raises(UsageError, match=reason):
+        parse_url(f"iscsi://{login}h/{IQN}/1?{query}")
+
+
+@pytest.mark.parametrize("mode, allowed", [(0o600, True), (0o400, True), (0o640, True), (0o644, False), (0o602, False),
+                                           (0o620, False), (0o666, False)])
+def test_secret_files_of_others_are_refused(tmp_path, mode, allowed):
+    path = private(tmp_path / "s", "a secret\n")
+    path.chmod(mode)
+    if allowed:
+        assert read_secret_file(path) == Secret("a secret")
+        return
+    with pytest.raises(UsageError, match="by others") as caught:
+        read_secret_file(path)
+    assert "chmod 600" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "\n", "two\nlines\n", "x" * 1025, "a\0b"])
+def test_files_that_hold_no_secret(tmp_path, text):
+    with pytest.raises(UsageError):
+        read_secret_file(private(tmp_path / "s", text))
+
+
+def test_a_secret_may_come_through_a_pipe():
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"piped secret\n")
+    os.close(write_end)
+    try:
+        assert read_secret_file(f"/dev/fd/{read_end}") == Secret("piped secret")
+    finally:
+        os.close(read_end)

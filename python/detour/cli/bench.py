@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from detour.cli.support import SIZE, human_bytes, json_option, print_json, run_async
+from detour.cli.support import SIZE, human_bytes, json_option, login_options, print_json, run_async
 from detour.errors import UsageError
+from detour.urls import StoreUrl
 
 
 def parse_mix(text: str) -> float:
@@ -31,7 +32,7 @@ def parse_io_size(text: str) -> tuple[int, int]:
     return smallest, parse_size(high) if dash else smallest
 
 
-async def run_bench(url: str, seconds: float, verify: bool, settings: dict[str, Any]) -> dict[str, Any]:
+async def run_bench(url: str | StoreUrl, seconds: float, verify: bool, settings: dict[str, Any]) -> dict[str, Any]:
     from detour.bench import Load
     from detour.runtime import Runtime
     from detour.stores import open_store
@@ -80,6 +81,7 @@ def show(document: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("url")
+@login_options()
 @click.option("--rate", type=float, default=0.0, help="Operations a second; latency counts from the intended start.")
 @click.option("--depth", type=click.IntRange(1, 4096), default=16, show_default=True,
               help="Operations in flight at most.")
@@ -94,7 +96,7 @@ def show(document: dict[str, Any]) -> None:
 @click.option("--flush-every", type=click.IntRange(min=0), default=0, help="SYNCHRONIZE CACHE after so many writes.")
 @click.option("--write", "may_write", is_flag=True, help="Allow writes: they destroy what the region holds.")
 @json_option
-def command(url: str, rate: float, depth: int, mix: str, io_size: str, mode: str, offset: int, length: int | None,
+def command(url: StoreUrl, rate: float, depth: int, mix: str, io_size: str, mode: str, offset: int, length: int | None,
             seconds: float, seed: int, verify: bool, flush_every: int, may_write: bool, as_json: bool) -> int:
     """Load the volume URL and measure it.
 

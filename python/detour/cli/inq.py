@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from detour.cli.support import human_bytes, json_option, print_json, run_async
+from detour.cli.support import human_bytes, json_option, login_options, print_json, run_async
+from detour.urls import StoreUrl
 
 INQUIRY = 0x12
 SERVICE_ACTION_IN_16 = 0x9E
@@ -25,7 +26,9 @@ def capacity_cdb() -> bytes:
 
 
 def text_of(data: bytes) -> str:
-    return data.decode("ascii", "replace").strip(" \0")
+    """Text as a unit tells it; what a terminal would take for a command becomes "?"."""
+    text = data.decode("ascii", "replace").strip(" \0")
+    return "".join(one if one.isprintable() else "?" for one in text)
 
 
 def standard_inquiry(data: bytes) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def block_limits(data: bytes) -> dict[str, int]:
             "write_same_blocks_max": struct.unpack_from(">Q", data, 36)[0]}
 
 
-async def inquire(url: str) -> dict[str, Any]:
+async def inquire(url: str | StoreUrl) -> dict[str, Any]:
     from detour.errors import ScsiError, UnsupportedError
     from detour.runtime import Runtime
     from detour.stores import open_store
@@ -88,8 +91,9 @@ async def inquire(url: str) -> dict[str, Any]:
 
 @click.command()
 @click.argument("url")
+@login_options()
 @json_option
-def command(url: str, as_json: bool) -> int:
+def command(url: StoreUrl, as_json: bool) -> int:
     """Show what the logical unit URL says of itself."""
     document = run_async(inquire(url))
     if as_json:

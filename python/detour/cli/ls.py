@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from detour.cli.inq import capacity_cdb, inquiry_cdb, standard_inquiry
-from detour.cli.support import human_bytes, json_option, print_json, run_async
+from detour.cli.support import human_bytes, json_option, login_options, print_json, run_async
+from detour.urls import IscsiUrl
 
 REPORT_LUNS = struct.pack(">BBBBBBIBB", 0xA0, 0, 0, 0, 0, 0, 4096, 0, 0)
 LUNS_SHOWN_MAX = 256
@@ -26,14 +27,14 @@ def lun_number(lun: bytes) -> int:
     return struct.unpack_from(">H", lun)[0] & 0x3FFF
 
 
-async def list_luns(url: Any) -> list[dict[str, Any]]:
+async def list_luns(url: IscsiUrl) -> list[dict[str, Any]]:
     """The LUNs of one target, each asked by itself: LUN 0 need not be a disk."""
     from detour.errors import DetourError
-    from detour.iscsi.initiator import login_options
+    from detour.iscsi import initiator
     from detour.iscsi.probe import RawUnit
     from detour.iscsi.session import login
 
-    session = await login(url.host, url.port, url.target, login_options(url))
+    session = await login(url.host, url.port, url.target, initiator.login_options(url))
     try:
         rows = []
         report = await RawUnit(session, 0).command(REPORT_LUNS, data_in_bytes=4096)
@@ -54,14 +55,13 @@ async def list_luns(url: Any) -> list[dict[str, Any]]:
         session.sock.close()
 
 
-async def list_targets(text: str, with_luns: bool) -> list[dict[str, Any]]:
+async def list_targets(url: IscsiUrl, with_luns: bool) -> list[dict[str, Any]]:
     from dataclasses import replace
 
     from detour.errors import DetourError
     from detour.iscsi.initiator import discover
-    from detour.urls import format_endpoint, parse_iscsi_url
+    from detour.urls import format_endpoint
 
-    url = parse_iscsi_url(text, portal_only=True)
     targets: list[dict[str, Any]] = []
     for found in await discover(url):
         if url.target and found.name != url.target:
@@ -79,9 +79,10 @@ async def list_targets(text: str, with_luns: bool) -> list[dict[str, Any]]:
 
 @click.command()
 @click.argument("url")
+@login_options(portal_only=True)
 @click.option("--luns/--no-luns", "with_luns", default=True, help="Log in to each target and list its LUNs.")
 @json_option
-def command(url: str, with_luns: bool, as_json: bool) -> int:
+def command(url: IscsiUrl, with_luns: bool, as_json: bool) -> int:
     """List the targets of the portal URL, iscsi://[user[%secret]@]host[:port], and their LUNs."""
     targets = run_async(list_targets(url, with_luns))
     if as_json:

@@ -6,12 +6,13 @@ from typing import BinaryIO
 
 import click
 
-from detour.cli.support import SIZE, run_async
+from detour.cli.support import SIZE, login_options, run_async
+from detour.urls import StoreUrl
 
 PIECE_BYTES = 4 * 2**20
 
 
-async def copy_out(url: str, offset: int, length: int | None, output: BinaryIO) -> None:
+async def copy_out(url: str | StoreUrl, offset: int, length: int | None, output: BinaryIO) -> None:
     from detour.errors import RangeError
     from detour.runtime import Runtime
     from detour.stores import open_store
@@ -36,10 +37,11 @@ async def copy_out(url: str, offset: int, length: int | None, output: BinaryIO) 
 
 @click.command()
 @click.argument("url")
+@login_options()
 @click.option("--offset", type=SIZE, default=0, help="First byte.")
 @click.option("--length", type=SIZE, help="Number of bytes (default: up to the end).")
 @click.option("--output", type=click.Path(dir_okay=False), help="File to write (default: standard output).")
-def command(url: str, offset: int, length: int | None, output: str | None) -> int:
+def command(url: StoreUrl, offset: int, length: int | None, output: str | None) -> int:
     """Read bytes of the volume URL; they need not lie on block boundaries."""
     if output is None:
         run_async(copy_out(url, offset, length, sys.stdout.buffer))

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import wraps
 from typing import Any, TypeVar
 
 import click
 
 from detour.errors import UsageError
-from detour.urls import parse_duration, parse_size
+from detour.urls import IscsiUrl, StoreUrl, parse_duration, parse_iscsi_url, parse_size, parse_url, read_secret_file
 
 T = TypeVar("T")
 
@@ -36,6 +38,62 @@ class _Parsed(click.ParamType):
 SIZE = _Parsed("size", parse_size)
 DURATION = _Parsed("duration", parse_duration)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+_LOGIN_OPTIONS = (
+    click.option("--user", help="CHAP user with which to log in to an iSCSI target."),
+    click.option("--secret-file", type=click.Path(), help="File with the CHAP secret, mode 0600."),
+    click.option("--mutual-user", help="CHAP user with which the target must prove itself."),
+    click.option("--mutual-secret-file", type=click.Path(), help="File with the target's CHAP secret."),
+    click.option("--header-digest", is_flag=True, help="Ask for CRC32C header digests."),
+    click.option("--data-digest", is_flag=True, help="Ask for CRC32C data digests."),
+    click.option("--initiator-name", metavar="NAME", help="iSCSI name with which to log in."),
+)
+
+
+def login_options(*, portal_only: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options of a command whose argument `url` is a storage URL (with `portal_only` perhaps no more than a portal).
+    They say for iSCSI what the URL could say, too. The command gets the URL as it is read."""
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def wrapper(url: str, **options: Any) -> Any:
+            wanted = {name: options.pop(name) for name in _LOGIN_NAMES}
+            return command(url=with_login(url, portal_only=portal_only, **wanted), **options)
+
+        for option in reversed(_LOGIN_OPTIONS):
+            wrapper = option(wrapper)
+        return wrapper
+
+    return decorate
+
+
+_LOGIN_NAMES = ("user", "secret_file", "mutual_user", "mutual_secret_file", "header_digest", "data_digest",
+                "initiator_name")
+
+
+def with_login(text: str, *, user: str | None = None, secret_file: str | None = None, mutual_user: str | None = None,
+               mutual_secret_file: str | None = None, header_digest: bool = False, data_digest: bool = False,
+               initiator_name: str | None = None, portal_only: bool = False) -> StoreUrl:
+    """A storage URL with what the options add. UsageError when they do not fit together."""
+    given = any((user, secret_file, mutual_user, mutual_secret_file, header_digest, data_digest, initiator_name))
+    url = parse_iscsi_url(text, portal_only=True) if portal_only else parse_url(text)
+    if not given:
+        return url
+    if not isinstance(url, IscsiUrl):
+        raise UsageError(f"{url}: login options are for iscsi:// URLs")
+    if bool(user) != bool(secret_file) or bool(mutual_user) != bool(mutual_secret_file):
+        raise UsageError("a user and the file with the secret belong together")
+    if user and url.user:
+        raise UsageError(f"{url}: the user is given twice")
+    if mutual_user and not (user or url.secret):
+        raise UsageError("mutual CHAP needs a user and secret of our own, too")
+    if user and secret_file:
+        url = replace(url, user=user, secret=read_secret_file(secret_file), secret_source=f"file={secret_file}")
+    if mutual_user and mutual_secret_file:
+        url = replace(url, mutual_user=mutual_user, mutual_secret=read_secret_file(mutual_secret_file),
+                      mutual_source=f"file={mutual_secret_file}")
+    return replace(url, header_digest=header_digest or url.header_digest, data_digest=data_digest or url.data_digest,
+                   initiator_name=initiator_name or url.initiator_name)
 
 
 def gateway_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,12 +6,13 @@ from typing import BinaryIO
 
 import click
 
-from detour.cli.support import SIZE, run_async
+from detour.cli.support import SIZE, login_options, run_async
+from detour.urls import StoreUrl
 
 PIECE_BYTES = 4 * 2**20
 
 
-async def copy_in(url: str, offset: int, source: BinaryIO) -> int:
+async def copy_in(url: str | StoreUrl, offset: int, source: BinaryIO) -> int:
     """Answers the bytes written. A last piece that ends inside of a block keeps the rest of that block."""
     from detour.errors import RangeError, UsageError
     from detour.runtime import Runtime
@@ -42,10 +43,11 @@ async def copy_in(url: str, offset: int, source: BinaryIO) -> int:
 
 @click.command()
 @click.argument("url")
+@login_options()
 @click.option("--offset", type=SIZE, default=0, help="First byte; a multiple of the block size.")
 @click.option("--input", "input_path", type=click.Path(exists=True, dir_okay=False),
               help="File to read (default: standard input).")
-def command(url: str, offset: int, input_path: str | None) -> int:
+def command(url: StoreUrl, offset: int, input_path: str | None) -> int:
     """Write bytes to the volume URL, and flush its cache."""
     if input_path is None:
         run_async(copy_in(url, offset, sys.stdin.buffer))

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from detour.errors import LoginError, ProtocolError
+from detour.errors import LoginError, ProtocolError, UsageError
 from detour.iscsi.keys import parse_number
 from detour.urls import Secret
 
@@ -35,6 +35,7 @@ ALGORITHMS: Mapping[int, Callable[[bytes], bytes]] = {
     6: lambda data: hashlib.sha1(data, usedforsecurity=False).digest(),
     5: lambda data: hashlib.md5(data, usedforsecurity=False).digest(),
 }
+ALGORITHM_NAMES = {"sha3-256": 8, "sha-256": 7, "sha-1": 6, "md5": 5}
 # The order in which they are offered, as targets take the first that they know. 7 comes last: tgt and its relatives
 # take it for SHA-1.
 OFFERED = (8, 6, 5, 7)
@@ -70,8 +71,8 @@ _as_target, _as_initiator = _Book(), _Book()
 
 
 def refuse_across_roles() -> None:
-    """From now on no machine of this process answers a challenge that a machine of the other role gave. For the gateway:
-    a false main could have it answer what its own door asks of hosts."""
+    """From now on no machine of this process answers a challenge that a machine of the other role gave. For the
+    gateway: a false main could have it answer what its own door asks of hosts."""
     _as_target.others, _as_initiator.others = (_as_initiator,), (_as_target,)
 
 
@@ -114,6 +115,14 @@ class ChapAuth:
     def weak_users(self) -> list[str]:
         """Names whose secrets are shorter than they should be."""
         return [one.user for one in (*self.users, *([self.mutual] if self.mutual else [])) if one.weak]
+
+
+def algorithm_number(name: str) -> int:
+    """CHAP_A of a name. UsageError when it is none."""
+    number = ALGORITHM_NAMES.get(name.lower())
+    if number is None:
+        raise UsageError(f"{name!r} is no CHAP algorithm; known are {', '.join(ALGORITHM_NAMES)}")
+    return number
 
 
 def encode_binary(data: bytes) -> str:

@@ -23,7 +23,7 @@ import structlog
 from detour import events
 from detour.errors import BusyError, ClosedError, DetourError, ProtocolError, UsageError
 from detour.iscsi import wire
-from detour.iscsi.access import Access
+from detour.iscsi.access import ADMIT_ALL, Access
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.discovery import DiscoverySession, answer_text
 from detour.iscsi.login_target import Accept, LoginIdentity, Redirect, Refuse, TargetLogin, Verdict
@@ -68,7 +68,7 @@ class TargetEntry:
     redirect: RedirectRule = None
     accepting: bool = True
     portal_group: int = 1
-    access: Access = Access()
+    access: Access = ADMIT_ALL
 
 
 @dataclass(frozen=True)
