@@ -27,7 +27,8 @@ def test_defaults_and_bounds_agree(key):
 
 @pytest.mark.parametrize("name, offer, own, outcome, text", [
     ("HeaderDigest", "CRC32C,None", ("CRC32C", "None"), "CRC32C", "CRC32C"),
-    ("HeaderDigest", "None,CRC32C", ("CRC32C", "None"), "CRC32C", "CRC32C"),
+    ("HeaderDigest", "None,CRC32C", ("CRC32C", "None"), "None", "None"),
+    ("HeaderDigest", "CRC32C,None", ("None", "CRC32C"), "CRC32C", "CRC32C"),
     ("HeaderDigest", "CRC32C", ("None",), None, "Reject"),
     ("DataDigest", "None", ("CRC32C", "None"), "None", "None"),
     ("InitialR2T", "No", False, False, "No"),

@@ -169,13 +169,13 @@ def declared(key: Key, text: str) -> Value:
 def answer(key: Key, offer: str, own: Value | tuple[str, ...]) -> tuple[Value | None, str]:
     """Outcome and answer of a responder to an offer.
 
-    own: the value it would have liked, or, for lists, what it takes in order of preference. Outcome None: "Reject", and
-    the key stays as it was (lists: nothing in common; others: a value that the key does not allow).
+    own: the value it would have liked, or, for lists, what it takes: the first of the offer that it does (section 6.2.1).
+    Outcome None: "Reject", and the key stays as it was (lists: nothing in common; others: a value that the key does not
+    allow).
     """
     if key.kind is Kind.LIST:
-        offered = offer.split(",")
         wanted = own if isinstance(own, tuple) else (str(own),)
-        choice = next((item for item in wanted if item in offered), None)
+        choice = next((item for item in offer.split(",") if item in wanted), None)
         return choice, REJECT if choice is None else choice
     value = _read(key, offer)
     if value is None or isinstance(own, tuple):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 BACKLOG = 128
+DIGESTS = ("CRC32C", "None")    # what is taken; the initiator's order decides
 ACCEPT_PAUSE_SECONDS = 0.1      # when no descriptor is free
 
 Nexus = tuple[str, bytes, str, int]     # initiator name, ISID, target name, portal group tag
@@ -101,7 +102,7 @@ class Listener:
     def __init__(self, runtime: Runtime, *, wishes: Wishes | None = None, limits: LoginLimits | None = None,
                  advertise: str | None = None, discovery_auth: ChapAuth | None = None) -> None:
         self._runtime = runtime
-        self._wishes = wishes or Wishes()
+        self._wishes = wishes or Wishes(header_digest=DIGESTS, data_digest=DIGESTS)
         self._limits = limits or LoginLimits()
         self._advertise = advertise
         self._discovery_auth = discovery_auth
