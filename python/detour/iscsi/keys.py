@@ -169,7 +169,7 @@ def declared(key: Key, text: str) -> Value:
 def answer(key: Key, offer: str, own: Value | tuple[str, ...]) -> tuple[Value | None, str]:
     """Outcome and answer of a responder to an offer.
 
-    own: the value it would have liked, or, for lists, what it takes: the first of the offer that it does (section 6.2.1).
+    own: the value it would have liked, or, for lists, what it takes: the first such of the offer (section 6.2.1).
     Outcome None: "Reject", and the key stays as it was (lists: nothing in common; others: a value that the key does not
     allow).
     """

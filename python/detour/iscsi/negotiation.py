@@ -77,8 +77,8 @@ class Redirected(Exception):
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a side would like; bytes and seconds. Digests are lists, offered in this order; a responder takes the first of
-    the peer's order.
+    """What a side would like; bytes and seconds. Digests are lists, offered in this order; a responder takes the first
+    of the peer's order.
 
     recv_data_bytes_max is declared (MaxRecvDataSegmentLength); the rest goes through the result functions.
     """
