@@ -110,6 +110,7 @@ def decide(history: History, remaining_bytes: int, host_bytes_s: float, limits: 
            window_open: bool = True) -> Decision:
     """What to do next, with `remaining_bytes` unreflected now and the host writing `host_bytes_s`.
 
+    While the window is closed the host is not slowed: nothing has to converge before it opens.
     An overhead that eats the limit up must not keep the host away for ever: the data part always has at least a quarter
     of the limit. The prediction stays honest.
     """
@@ -123,7 +124,7 @@ def decide(history: History, remaining_bytes: int, host_bytes_s: float, limits: 
         if window_open:
             return Decision(Step.HOLD, predicted, reason="what is left fits into the pause")
         return Decision(Step.WAIT, predicted, seconds=limits.wait_s, reason="the window for the cutover is closed")
-    if history.stalled >= limits.rounds_before_throttle and host_bytes_s > 0:
+    if history.stalled >= limits.rounds_before_throttle and host_bytes_s > 0 and window_open:
         return Decision(Step.THROTTLE, predicted, bytes_per_second=_throttle_rate(history, speed, limits),
                         reason="the host writes faster than main is caught up")
     return Decision(Step.ROUND, predicted, reason="more is left than fits into the pause")

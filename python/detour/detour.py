@@ -16,6 +16,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -25,6 +26,7 @@ from detour.backups.catalog import BackupRecord, Status, new_backup_id
 from detour.backups.raw import Sink, remove_partial
 from detour.cutover import History, Limits, Round, Step
 from detour.errors import BusyError, DetourError, StorageError, from_status
+from detour.gate import Gate
 from detour.hook import run_hook
 from detour.phases import EXIT_CODES, Phase, Phases, Result, Trigger
 from detour.progress import Figures, iso
@@ -51,7 +53,7 @@ WARNINGS_MAX = 50
 class DetourRun:
     """One run of one volume. `run()` is its task; everything else may be called at any time."""
 
-    def __init__(self, parts: RunParts, store: str, tag: str = "") -> None:
+    def __init__(self, parts: RunParts, store: str, tag: str = "", hold_cutover: bool = False) -> None:
         self.parts = parts
         self.live = parts.live
         self.settings = parts.settings
@@ -67,6 +69,8 @@ class DetourRun:
         self.warnings: list[str] = []
         self.phases = Phases(self._moved)
         self.figures = Figures(parts.live)
+        self.gate = Gate(parts.settings.cutover_windows, hold_cutover)
+        self._waits_because = ""                # the cutover would fit, and is held back
         self._outcome: Result | None = None     # what the result will be
         self._sink: Sink | None = None
         self._sink_leaving: asyncio.Task[None] | None = None
@@ -88,6 +92,13 @@ class DetourRun:
             self.reason = self.reason or reason
         self._cancelled.set()
 
+    def open_gate(self) -> None:
+        """Lets the host go home as soon as the pause fits, whatever the operator said before and the windows say. May
+        be asked for twice, and at any time."""
+        self.gate.open()
+        with contextlib.suppress(DetourError, OSError):        # only a restart would ask for the operator once more
+            self._mark()
+
     @property
     def over(self) -> bool:
         return self.phases.over
@@ -98,7 +109,8 @@ class DetourRun:
                 "phase": self.phases.now.value, "started_at": iso(self.started_at), "pit_at": iso(self.pit_ns / 1e9),
                 "volume_bytes": self.figures.volume_bytes, **self.figures.sections(),
                 "result": self.result.value if self.result else None, "reason": self.reason or None,
-                "warnings": list(self.warnings),
+                "warnings": list(self.warnings), "cutover_held": self.gate.held,
+                "waits_because": self._waits_because or None,
                 "backup_id": self.record.id if self.record is not None else None,
                 "backup": None if self.record is None else {"id": self.record.id, "url": self.record.url,
                                                             "status": self.record.status.value},
@@ -117,10 +129,12 @@ class DetourRun:
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def resume(self, phase: int, record: BackupRecord | None, detour_id: str = "") -> None:
+    def resume(self, phase: int, record: BackupRecord | None, detour_id: str = "", cutover_held: bool = False) -> None:
         """Before `run`: the gateway was started again and the core is in `phase` (CORE_PASS: only the redirect has to
-        be cleared). `record` is what the catalog has of the backup, `detour_id` the run's id of old."""
+        be cleared). `record` is what the catalog has of the backup, `detour_id` the run's id of old, `cutover_held`
+        whether the operator still holds the cutover back."""
         self._resume_phase = phase
+        self.gate.held = cutover_held
         self.id = detour_id or self.id
         self.record = record
         if record is not None:
@@ -228,8 +242,7 @@ class DetourRun:
     async def _redirect(self) -> None:
         """S101-S104 in the order that FIELD and RFC ask for: accept here, redirect there, drop, wait, barrier."""
         live, driver = self.live, self.parts.driver
-        self.parts.marker.write({"detour": self.id, "volume": live.name, "address": str(self.parts.address),
-                                 "backup": self.backup_id, "journal": str(live.journal_path)})
+        self._mark(begin=True)
         for volume in self._all_volumes():      # no command on any LUN before old writes on main have ended
             await volume.arm()
         live.portal.admit()
@@ -246,6 +259,13 @@ class DetourRun:
         await wait_gone(driver, self.settings.arm_limit_s, self.settings.poll_s)
         await driver.barrier()
         await live.flush_main(self.settings.arm_limit_s)
+
+    def _mark(self, begin: bool = False) -> None:
+        """Notes this run where the gateway's next start finds it, for as long as main may be redirecting."""
+        if begin or self.parts.marker.kept:
+            self.parts.marker.write({"detour": self.id, "volume": self.live.name, "address": str(self.parts.address),
+                                     "backup": self.backup_id, "journal": str(self.live.journal_path),
+                                     "cutover_held": self.gate.held})
 
     async def _freeze(self) -> None:
         """Main redirects and nobody else is on it: its content is the point in time from here on. The freeze itself is
@@ -451,7 +471,8 @@ class DetourRun:
             self.figures.rounds += 1
             self.figures.caught_up_bytes += done
             self.figures.catch_up_speed = history.speed_bytes_s
-            decision = cutover.decide(history, left, self.figures.host_bytes_per_second, self._limits())
+            decision = cutover.decide(history, left, self.figures.host_bytes_per_second, self._limits(),
+                                      window_open=self._may_go())
             self.figures.predicted_ms = decision.predicted_s * 1e3
             if decision.step is Step.HOLD:
                 if await self._cut_over():
@@ -463,6 +484,17 @@ class DetourRun:
                 await self._quietly("the throttle", self.live.throttle(int(decision.bytes_per_second)))
             else:
                 await asyncio.sleep(decision.seconds if decision.step is Step.WAIT else 0.0)
+
+    def _may_go(self) -> bool:
+        """Whether neither operator nor window holds the host back. A detour that is given up ends at once."""
+        over = self._outcome is not None or self._cancelled.is_set()
+        because = "" if over else self.gate.closed_because(datetime.now().astimezone())
+        if because != self._waits_because:
+            log.info("the cutover is held back" if because else "the cutover may come", volume=self.live.name,
+                     detour=self.id, reason=because or None)
+            self._waits_because = because
+            self._tell()
+        return not because
 
     def _limits(self) -> Limits:
         return Limits(max_pause_s=self.settings.max_pause_s, overhead_s=0.08 + self._redirect_s)

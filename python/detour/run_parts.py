@@ -10,6 +10,7 @@ from typing import Any
 from detour.backups.catalog import Catalog
 from detour.backups.raw import Sink
 from detour.errors import DetourError
+from detour.gate import Window
 from detour.phases import Result
 from detour.redirect.base import Address, Memo, RedirectDriver
 from detour.volumes import LiveVolume
@@ -39,6 +40,7 @@ class RunSettings:
     retry_first_s: float = 0.2
     retry_max_s: float = 10.0
     sink_limit_s: float = 10.0          # for a backup storage to let go of what is in flight
+    cutover_windows: tuple[Window, ...] = ()    # in which a detour that went well may end; none: at any time
 
 
 @dataclass

@@ -48,6 +48,10 @@ def test_waits_for_the_window():
     history = after(Round(100 * MIB, 1.0, MIB))
     decision = decide(history, MIB, 0.0, Limits(wait_s=2.5), window_open=False)
     assert (decision.step, decision.seconds) == (Step.WAIT, 2.5)
+    same = Round(100 * MIB, 1.0, 100 * MIB)
+    stalled = after(same, same, same, same)
+    assert decide(stalled, 100 * MIB, 50 * MIB, Limits(max_pause_s=0.5), window_open=False).step is Step.ROUND
+    assert decide(stalled, 100 * MIB, 50 * MIB, Limits(max_pause_s=0.5)).step is Step.THROTTLE
 
 
 def test_throttles_when_rounds_do_not_shrink_and_harder_the_next_time():

@@ -2,11 +2,14 @@
 import asyncio
 import struct
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
 from detour.backups.catalog import BackupRecord, Status
+from detour.detour import DetourRun
 from detour.errors import BusyError, StorageError, TimeoutError_, UsageError
+from detour.gate import Window
 from detour.phases import Phase, Result
 from detour.redirect.base import MainSession
 from detour.run_parts import CORE_ARMED, CORE_CATCHING_UP, CORE_COPYING, CORE_PASS
@@ -706,7 +709,8 @@ def test_the_marker_names_what_a_restart_needs(world):
     world.driver.set = look
     world.go()
     assert told == [{"detour": world.run.id, "volume": "db01", "address": "127.0.0.2:3260",
-                     "backup": world.run.backup_id, "journal": "/state/db01.journal"}]
+                     "backup": world.run.backup_id, "journal": "/state/db01.journal",
+                     "cutover_held": False}]
 
 
 def test_a_release_that_comes_after_it_was_given_up_is_seen(world):
@@ -734,3 +738,72 @@ def test_a_release_that_comes_after_it_was_given_up_is_seen(world):
     assert world.go() is Result.DONE
     assert live.log.count("release") == 1
     assert live.log.index("release") < live.log.index("clear")
+
+
+def held_world(folder, **options):
+    world = World(folder)
+    world.live.dirty = 10
+    world.run = DetourRun(world.parts, "nightly", **options)
+    return world
+
+
+def test_the_operator_holds_the_cutover_back_and_lets_it_come(tmp_path):
+    world = held_world(tmp_path, hold_cutover=True)
+
+    async def beside():
+        await world.until(lambda: world.run.document()["waits_because"])
+        assert world.run.phases.now is Phase.CATCHING_UP and world.run.document()["cutover_held"]
+        assert world.marker.read()["cutover_held"] and "hold_hosts" not in world.live.log
+        world.run.open_gate()
+        world.run.open_gate()
+        assert not world.marker.read()["cutover_held"]
+    assert world.go(beside) is Result.DONE
+    last = world.documents[-1]
+    assert (last["cutover_held"], last["waits_because"]) == (False, None)
+    assert any(document["waits_because"] == "the operator holds the cutover back" for document in world.documents)
+
+
+def test_a_cancel_passes_the_gate(tmp_path):
+    world = held_world(tmp_path, hold_cutover=True)
+
+    async def beside():
+        await world.until(lambda: world.run.document()["waits_because"])
+        world.run.cancel()
+    assert world.go(beside) is Result.DONE          # the backup was complete already
+    world.in_order("hold_hosts", "turn_home")
+
+
+def test_a_detour_that_is_given_up_does_not_wait_for_the_operator(tmp_path):
+    world = held_world(tmp_path, hold_cutover=True)
+    world.live.copy_behaviour = -3
+    assert world.go() is Result.ABANDONED
+
+
+def test_a_closed_window_holds_the_cutover_back_until_it_opens(tmp_path):
+    now = datetime.now().astimezone()
+    closed = f"{now + timedelta(hours=2):%H}:00-{now + timedelta(hours=3):%H}:00"
+    world = World(tmp_path, cutover_windows=(Window.parse(closed),))
+    world.live.dirty = 10
+
+    async def beside():
+        await world.until(lambda: world.run.document()["waits_because"])
+        assert "the window for the cutover opens at" in world.run.document()["waits_because"]
+        world.run.open_gate()
+    assert world.go(beside) is Result.DONE
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_after_a_restart_the_gate_is_as_it_was(tmp_path, held):
+    world = World(tmp_path)
+    record = BackupRecord(id="x", volume="db01", store="nightly", url="file:///x", size_bytes=SIZE, block_bytes=512,
+                          status=Status.COMPLETE, detour="d", pit_ns=7)
+    world.restarted(CORE_CATCHING_UP, record)
+    world.live.dirty = 10
+    world.run.resume(CORE_CATCHING_UP, record, cutover_held=held)
+
+    async def beside():
+        if held:
+            await world.until(lambda: world.run.document()["waits_because"])
+            assert "hold_hosts" not in world.live.log
+            world.run.open_gate()
+    assert world.go(beside) is Result.DONE
