@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from starlette.routing import Route
 
 from detour.core.disk import DiskHandle
 from detour.core.target import TargetHandle
+from detour.disk_options import LUNS_MAX, DiskOptions
 from detour.errors import DetourError, UsageError
+from detour.iscsi.access import ADMIT_ALL, Access
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.listener import Listener, TargetEntry
 from detour.runtime import Runtime
@@ -41,19 +43,6 @@ from detour.stores import OpenStore, open_store
 from detour.urls import FileUrl, format_endpoint, parse_endpoint, parse_url
 
 BODY_BYTES_MAX = 65536
-LUNS_MAX = 256
-
-
-@dataclass(frozen=True)
-class DiskOptions:
-    """How the disks behave. delay_us: each write is held for so long before it reaches the storage."""
-
-    read_only: bool = False
-    write_cache: bool = True
-    thin: bool = True
-    delay_us: int = 0
-    serial: str = ""            # of LUN 0; others get -1, -2 ...; empty: derived from target name and LUN
-    create_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,10 +74,8 @@ class Redirect:
         return {"address": self.address, "except": self.excepted.document()}
 
 
-def serial_of(iqn: str, lun: int, wanted: str) -> str:
+def serial_of(iqn: str, lun: int) -> str:
     """A serial number that stays the same from one start to the next."""
-    if wanted:
-        return wanted if lun == 0 else f"{wanted}-{lun}"
     return hashlib.sha256(f"{iqn}/{lun}".encode()).hexdigest()[:16]
 
 
@@ -103,29 +90,33 @@ def _file_options(url: str, options: DiskOptions) -> dict[str, Any]:
 
 
 class EmbeddedTarget:
-    """One target name on one reactor: its LUNs are the URLs in their order."""
+    """One target name on one reactor. Several may share a listener: then its portals lead to all of them."""
 
-    def __init__(self, runtime: Runtime, iqn: str, *, auth: ChapAuth | None = None) -> None:
+    def __init__(self, runtime: Runtime, iqn: str, *, auth: ChapAuth | None = None,
+                 access: Access = ADMIT_ALL, listener: Listener | None = None) -> None:
         self.runtime = runtime
         self.reactor = runtime.next_reactor()
-        self.listener = Listener(runtime)
+        self.listener = listener or Listener(runtime)
         self.handle = TargetHandle(self.reactor, runtime.new_id())
-        self.entry = self.listener.add_target(TargetEntry(iqn=iqn, handle=self.handle, auth=auth))
-        self.stores: list[OpenStore] = []
-        self.disks: list[DiskHandle] = []
+        self.entry = self.listener.add_target(TargetEntry(iqn=iqn, handle=self.handle, auth=auth, access=access))
+        self.stores: dict[int, OpenStore] = {}
+        self.disks: dict[int, DiskHandle] = {}
 
-    async def add_disk(self, url: str, options: DiskOptions) -> None:
-        """The next LUN."""
-        lun = len(self.disks)
+    async def add_disk(self, url: str, options: DiskOptions, lun: int | None = None) -> None:
+        """A LUN; without a number the next one."""
+        if lun is None:
+            lun = max(self.stores, default=-1) + 1
         if lun >= LUNS_MAX:
             raise UsageError(f"a target has {LUNS_MAX} LUNs at most")
+        if lun in self.stores:
+            raise UsageError(f"{self.entry.iqn} has a LUN {lun} already")
         store = await open_store(self.runtime, url, reactor=self.reactor, read_only=options.read_only,
                                  **_file_options(url, options))
-        self.stores.append(store)
-        disk = DiskHandle(self.reactor, store.handle, serial=serial_of(self.entry.iqn, lun, options.serial),
+        self.stores[lun] = store
+        disk = DiskHandle(self.reactor, store.handle, serial=options.serial or serial_of(self.entry.iqn, lun),
                           write_cache=options.write_cache, thin=options.thin, read_only=options.read_only,
                           delay_us=options.delay_us)
-        self.disks.append(disk)
+        self.disks[lun] = disk
         await self.runtime.wait(self.handle.set_lun(lun, disk), context=f"LUN {lun}")
 
     async def listen(self, text: str) -> str:
@@ -144,7 +135,7 @@ class EmbeddedTarget:
         """Portals first, then sessions, then disks and what is below them."""
         await self.listener.close()
         await self.runtime.wait(self.handle.close(), check=False)
-        for store in reversed(self.stores):
+        for store in reversed(self.stores.values()):
             with contextlib.suppress(DetourError, OSError):
                 await store.close()
         self.stores.clear()
@@ -156,16 +147,16 @@ class EmbeddedTarget:
             "redirect": rule.document() if isinstance(rule, Redirect) else None,
             "portals": [format_endpoint(*portal) for portal in self.listener.portals],
             "luns": [{"lun": lun, "url": str(store.url), "bytes": store.size_bytes}
-                     for lun, store in enumerate(self.stores)],
+                     for lun, store in sorted(self.stores.items())],
             "sessions": len(self.listener.sessions_of(self.entry.iqn)),
         }
 
 
 # --- the API
 
-def make_app(target: EmbeddedTarget) -> Starlette:
-    """The HTTP API of one target."""
-    routes = _Routes(target)
+def make_app(*targets: EmbeddedTarget) -> Starlette:
+    """The HTTP API of the targets of one process."""
+    routes = _Routes(targets)
     one = "/v1/targets/{iqn}"
     return Starlette(
         routes=[
@@ -223,20 +214,21 @@ def _exception(row: Any) -> tuple[str, bytes | None]:
 
 
 class _Routes:
-    def __init__(self, target: EmbeddedTarget) -> None:
-        self._target = target
+    def __init__(self, targets: Sequence[EmbeddedTarget]) -> None:
+        self._targets = {target.entry.iqn: target for target in targets}
 
     def _check(self, request: Request) -> EmbeddedTarget:
         iqn = request.path_params["iqn"]
-        if iqn.lower() != self._target.entry.iqn:
+        target = self._targets.get(iqn.lower())
+        if target is None:
             raise LookupError(f"there is no target {iqn}")
-        return self._target
+        return target
 
     async def health(self, request: Request) -> JSONResponse:
         return JSONResponse({"ok": True})
 
     async def targets(self, request: Request) -> JSONResponse:
-        return JSONResponse([self._target.document()])
+        return JSONResponse([target.document() for target in self._targets.values()])
 
     async def sessions(self, request: Request) -> JSONResponse:
         target = self._check(request)

@@ -15,6 +15,7 @@ from detour.errors import DetourError, LoginError, UsageError
 from detour.iscsi.initiator import Connection, connect
 from detour.runtime import Runtime
 from detour.urls import IscsiUrl, parse_endpoint
+from tests.support.processes import detour_ready
 
 IQN = "iqn.2026-01.example:plain"
 HOST = "iqn.2026-01.example:host"
@@ -162,8 +163,7 @@ def test_wrong_requests_are_one_sentence(method, path, body, status):
 
 
 def test_serial_numbers_stay():
-    assert serial_of(IQN, 0, "") == serial_of(IQN, 0, "") != serial_of(IQN, 1, "")
-    assert serial_of(IQN, 0, "S1") == "S1" and serial_of(IQN, 2, "S1") == "S1-2"
+    assert serial_of(IQN, 0) == serial_of(IQN, 0) != serial_of(IQN, 1)
 
 
 def test_api_addresses(tmp_path):
@@ -185,3 +185,81 @@ def test_api_addresses(tmp_path):
     for text in ("tcp:127.0.0.1", f"unix:{tmp_path}/none/api.sock", "http://127.0.0.1"):
         with pytest.raises(UsageError):
             api_socket(text)
+
+
+def portals_of(ready: str) -> tuple[list[str], list[str]]:
+    """Portals and target names of the line `ready ...`."""
+    words = dict(word.split("=", 1) for word in ready.split()[1:])
+    return words["portal"].split(","), words["iqn"].split(",")
+
+
+def test_one_process_serves_targets_luns_and_paths(tmp_path):
+    """Two targets behind two portals: discovery names both, each LUN is what its own options say."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(b"\x11" * 65536)
+    other = "iqn.2026-01.example:other"
+    words = [f"{image}?read-only&serial=FIRST", "mem:1MiB?lun=5&no-thin", "--iqn", IQN, "--target", f"{other}=mem:2MiB",
+             "--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0"]
+    program, ready = detour_ready("target", *words)
+
+    async def main() -> None:
+        portals, iqns = portals_of(ready)
+        assert iqns == [IQN, other] and len(set(portals)) == 2
+        async with asyncio.timeout(LIMIT_SECONDS), Runtime() as runtime:
+            disks = [await connect(runtime, IscsiUrl(*parse_endpoint(portal), iqn, lun), initiator_name=HOST)
+                     for portal, iqn, lun in ((portals[0], IQN, 0), (portals[1], IQN, 5), (portals[1], other, 0))]
+            assert [disk.size_bytes for disk in disks] == [65536, 2**20, 2**21]
+            assert await disks[0].read(512, 512) == b"\x11" * 512
+            with pytest.raises(DetourError):
+                await disks[0].write(0, bytes(512))
+            await disks[1].write(0, b"\x22" * 512)
+            serial = await disks[0].command(bytes([0x12, 1, 0x80, 0, 255, 0]), data_in_bytes=255)
+            assert serial.data[4:] == b"FIRST"
+            for disk in disks:
+                await disk.close()
+
+    with program:
+        asyncio.run(main())
+        assert program.stop() == 0
+    assert image.read_bytes() == b"\x11" * 65536
+
+
+def test_a_portal_may_be_ipv6():
+    async def scenario(world: World) -> None:
+        portal = await world.target.listen("[::1]:0")
+        assert portal.startswith("[::1]:") and not portal.endswith(":0")
+        host = await connect(world.runtime, IscsiUrl(*parse_endpoint(portal), IQN, 0), initiator_name=HOST)
+        assert [info.local for info in world.target.listener.sessions_of(IQN)] == [portal]
+        await host.close()
+
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+    run(scenario)
+
+
+def test_the_api_knows_each_target_of_a_process():
+    other = "iqn.2026-01.example:other"
+
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT_SECONDS), Runtime() as runtime:
+            first = EmbeddedTarget(runtime, IQN)
+            second = EmbeddedTarget(runtime, other, listener=first.listener)
+            await second.add_disk("mem:1MiB", DiskOptions(), 3)
+            await second.add_disk("mem:1MiB", DiskOptions())
+            with pytest.raises(UsageError):
+                await second.add_disk("mem:1MiB", DiskOptions(), 3)
+            api = httpx.AsyncClient(transport=httpx.ASGITransport(make_app(first, second)), base_url="http://main")
+            async with api:
+                rows = (await api.get("/v1/targets")).json()
+                found = [(row["iqn"], [lun["lun"] for lun in row["luns"]]) for row in rows]
+                assert found == [(IQN, []), (other, [3, 4])]
+                rule = {"address": "192.0.2.9:3260"}
+                assert (await api.put(f"/v1/targets/{other}/redirect", json=rule)).status_code == 200
+                assert [row["redirect"] is None for row in (await api.get("/v1/targets")).json()] == [True, False]
+            await second.close()
+            await first.close()
+
+    asyncio.run(main())
