@@ -11,8 +11,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from detour.core.reactor cimport Reactor
-from detour.core.store cimport (IO_FUA, STORE_CAN_UNMAP, STORE_FLUSH, STORE_RANDOM_READ, STORE_READ, STORE_UNMAP,
-                                STORE_VOLATILE, STORE_WRITE, StoreOps, store_finish, store_init)
+from detour.core.store cimport (IO_FUA, STORE_CAN_MAP, STORE_CAN_UNMAP, STORE_FLUSH, STORE_MAP, STORE_RANDOM_READ,
+                                STORE_READ, STORE_UNMAP, STORE_VOLATILE, STORE_WRITE, StoreOps, store_finish,
+                                store_init, store_map_memory)
 
 cdef char* FORMAT = b"B"
 
@@ -47,6 +48,8 @@ cdef void move_data(FaultStore* fault, Io* io) noexcept nogil:
         memcpy(fault.image + io.offset_bytes, io.data, io.length_bytes)
     elif io.op == STORE_UNMAP:
         memset(fault.image + io.offset_bytes, 0, io.length_bytes)
+    elif io.op == STORE_MAP:
+        store_map_memory(fault.image, io, fault.store.block_bytes)
     elif io.op == STORE_FLUSH:
         memcpy(fault.stable, fault.image, fault.store.size_bytes)
     if io.op == STORE_WRITE and io.flags & IO_FUA:
@@ -113,7 +116,7 @@ cdef class FaultStoreHandle(StoreHandle):
             raise MemoryError("no memory for a store")
         self.store = &self.fault.store
         store_init(self.store, &FAULT_OPS, reactor.loop, size_bytes, block_bytes,
-                   STORE_RANDOM_READ | STORE_CAN_UNMAP | STORE_VOLATILE)
+                   STORE_RANDOM_READ | STORE_CAN_UNMAP | STORE_CAN_MAP | STORE_VOLATILE)
         self.store.id = store_id
         self.fault.automatic = automatic
         self.fault.image = <uint8_t*>calloc(1, size_bytes)

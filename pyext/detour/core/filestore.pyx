@@ -4,6 +4,8 @@
 # Invariants: jobs.slots_taken <= JOBS_MAX; an Io is in exactly one place: finished, at the workers, in the backlog (no
 # job was free), or paced (a write that waits for the rate). On closing, all but the Ios that a thread is working on end
 # with E_CLOSED at once; those end when the thread is done, because it uses their memory.
+# Holes: UNMAP punches them, where the file system can; STORE_MAP asks for them by SEEK_DATA and SEEK_HOLE at a worker. A
+# block device tells none and counts as mapped as a whole.
 # Cost: a read that the page cache holds is one system call on the loop. Else a mutex held for a few instructions hands
 # the job over, and one eventfd wake-up brings back all that are done.
 import errno as errno_names
@@ -18,8 +20,9 @@ from libc.stdlib cimport calloc
 from detour.core.debug cimport invariant
 from detour.core.pool cimport slab_free, slab_get, slab_init, slab_put
 from detour.core.reactor cimport (Command, Reactor, command_done, loop_timer, loop_timer_stop, loop_unwatch, loop_watch)
-from detour.core.store cimport (IO_FUA, STORE_CAN_UNMAP, STORE_FLUSH, STORE_RANDOM_READ, STORE_READ, STORE_READ_ONLY,
-                                STORE_UNMAP, STORE_VOLATILE, STORE_WRITE, StoreOps, store_finish, store_init)
+from detour.core.store cimport (IO_FUA, STORE_CAN_MAP, STORE_CAN_UNMAP, STORE_FLUSH, STORE_MAP, STORE_RANDOM_READ,
+                                STORE_READ, STORE_READ_ONLY, STORE_UNMAP, STORE_VOLATILE, STORE_WRITE, StoreOps,
+                                store_finish, store_init)
 
 cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLIN
@@ -40,9 +43,11 @@ cdef extern from "filestore_impl.h" nogil:
         int32_t status
         uint8_t op
         uint8_t stable
+        uint8_t mapped
+        uint32_t block_bytes
     struct file_workers:
         pass
-    uint8_t FILE_READ, FILE_WRITE, FILE_FLUSH, FILE_UNMAP
+    uint8_t FILE_READ, FILE_WRITE, FILE_FLUSH, FILE_UNMAP, FILE_MAP
     file_workers* file_workers_start(int fd, int threads, int direct) noexcept
     int file_workers_event_fd(const file_workers* workers) noexcept
     void file_workers_submit(file_workers* workers, file_job* job) noexcept
@@ -80,6 +85,9 @@ cdef void start_job(FileStore* file, file_job* job, Io* io) noexcept nogil:
         job.op = FILE_FLUSH
     elif io.op == STORE_UNMAP:
         job.op = FILE_UNMAP
+    elif io.op == STORE_MAP:
+        job.op = FILE_MAP
+        job.block_bytes = file.store.block_bytes
     job.stable = io.flags & IO_FUA
     job.data = io.data + io.private[0]
     job.offset_bytes = io.offset_bytes + io.private[0]
@@ -104,7 +112,11 @@ cdef void on_jobs_done(void* owner, uint32_t events) noexcept nogil:
     cdef Io* io
     while job != NULL:
         following = job.next
-        store_finish(&file.store, <Io*>job.owner, job.status)
+        io = <Io*>job.owner
+        if io.op == STORE_MAP:
+            io.mapped = job.mapped
+            io.length_bytes = job.length_bytes
+        store_finish(&file.store, io, job.status)
         slab_put(&file.jobs, job)
         job = following
     while file.backlog_head != NULL:
@@ -303,7 +315,7 @@ cdef class FileStoreHandle(StoreHandle):
     def __cinit__(self, Reactor reactor not None, path, size_bytes=None, bint create=False, bint read_only=False,
                   int workers=4, bint inline_writes=False, uint32_t block_bytes=512, bint direct=False,
                   uint64_t store_id=0):
-        cdef uint32_t flags = STORE_RANDOM_READ | STORE_CAN_UNMAP | STORE_VOLATILE
+        cdef uint32_t flags = STORE_RANDOM_READ | STORE_CAN_UNMAP | STORE_CAN_MAP | STORE_VOLATILE
         self.file = NULL
         self.path = os.fspath(path)
         self.reactor = reactor

@@ -138,6 +138,34 @@ static int file_unmap(int fd, uint64_t length_bytes, uint64_t offset_bytes) {
     return status;
 }
 
+/* Whether the range begins with data or with a hole, and for how far. A block that holds both is data. A file system or
+ * device that cannot tell (EINVAL) has data everywhere. */
+static int file_map(int fd, struct file_job *job) {
+    uint64_t end = job->offset_bytes + job->length_bytes;
+    uint64_t block_bytes = job->block_bytes;
+    off_t data = lseek(fd, (off_t)job->offset_bytes, SEEK_DATA);
+    uint64_t data_block = end;
+    off_t hole;
+    job->mapped = 1;
+    if (data < 0 && errno != ENXIO)         /* ENXIO: a hole up to the end of the file */
+        return errno == EINVAL || errno == EOPNOTSUPP || errno == ESPIPE ? STATUS_OK : STATUS_IO;
+    if (data >= 0)
+        data_block = (uint64_t)data - (uint64_t)data % block_bytes;
+    if (data_block > job->offset_bytes) {
+        job->mapped = 0;
+        if (data_block < end)
+            job->length_bytes = data_block - job->offset_bytes;
+        return STATUS_OK;
+    }
+    hole = lseek(fd, data, SEEK_HOLE);
+    if (hole >= 0 && (uint64_t)hole < end) {
+        uint64_t hole_block = ((uint64_t)hole + block_bytes - 1) / block_bytes * block_bytes;
+        if (hole_block < end)
+            job->length_bytes = hole_block - job->offset_bytes;
+    }
+    return STATUS_OK;
+}
+
 /* Moves a job's data through an aligned buffer, piece by piece: O_DIRECT takes no other memory. */
 static int move_by_bounce(int fd, struct file_job *job, uint8_t *bounce) {
     uint64_t done = 0;
@@ -162,6 +190,8 @@ static int run_job(struct file_workers *workers, struct file_job *job, uint8_t *
         return file_flush(workers->fd);
     if (job->op == FILE_UNMAP)
         return file_unmap(workers->fd, job->length_bytes, job->offset_bytes);
+    if (job->op == FILE_MAP)
+        return file_map(workers->fd, job);
     if (workers->direct && (uintptr_t)job->data % DIRECT_ALIGN != 0) {
         if (!*bounce && posix_memalign((void **)bounce, DIRECT_ALIGN, PIECE_BYTES) != 0) {
             *bounce = NULL;

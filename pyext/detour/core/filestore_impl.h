@@ -3,7 +3,7 @@
 #define DETOUR_FILESTORE_IMPL_H
 #include <stdint.h>
 
-enum file_op { FILE_READ = 0, FILE_WRITE = 1, FILE_FLUSH = 2, FILE_UNMAP = 3 };
+enum file_op { FILE_READ = 0, FILE_WRITE = 1, FILE_FLUSH = 2, FILE_UNMAP = 3, FILE_MAP = 4 };
 
 struct file_job {
     struct file_job *next;      /* the workers' while submitted */
@@ -14,6 +14,8 @@ struct file_job {
     int32_t status;             /* a Status of types.pxd when done */
     uint8_t op;                 /* enum file_op */
     uint8_t stable;             /* a write that is on the medium when done */
+    uint8_t mapped;             /* FILE_MAP: the first length_bytes (set when done) are data, else a hole */
+    uint32_t block_bytes;       /* FILE_MAP: what the answer is a multiple of */
 };
 
 struct file_workers;

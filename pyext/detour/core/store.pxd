@@ -23,6 +23,7 @@ cdef enum StoreFlag:
     STORE_IS_SCSI = 2           # takes STORE_COMMAND
     STORE_CAN_UNMAP = 4
     STORE_READ_ONLY = 8
+    STORE_CAN_MAP = 32          # tells holes from data; others are taken as mapped as a whole
     STORE_VOLATILE = 16         # has a write cache: FLUSH or IO_FUA are needed for stability
 
 cdef struct ScsiIo:             # what a STORE_COMMAND carries besides io.data / io.length_bytes
@@ -49,8 +50,8 @@ cdef struct Io:
     uint8_t* data               # one contiguous buffer
     ScsiIo* scsi                # STORE_COMMAND only
     bint mapped                 # STORE_MAP: the first length_bytes of the range (set to how many they are, at least one
-                                # block) are all mapped, or all unmapped: these read as zeros. A store that cannot tell
-                                # says mapped for all.
+                                # block) are all mapped, or all unmapped: these read as zeros. A store without
+                                # STORE_CAN_MAP says mapped for all.
     io_done_fn done
     void* owner                 # the caller's
     uint64_t tag                # the caller's
@@ -92,12 +93,16 @@ cdef void store_init(Store* store, const StoreOps* ops, Loop* loop, uint64_t siz
 cdef void store_submit(Store* store, Io* io) noexcept nogil
 cdef void store_finish(Store* store, Io* io, int status) noexcept nogil      # for implementations: queue done() for this turn
 cdef void store_close(Store* store) noexcept nogil
+# STORE_MAP of a store whose content lies in memory: a block of zeros is a hole, because memory does not tell what was
+# never written from what was given back. Looks at a bounded piece, so that the loop goes on.
+cdef void store_map_memory(const uint8_t* image, Io* io, uint32_t block_bytes) noexcept nogil
 
 # What Python holds of any store. Its asynchronous calls answer a ticket; the reactor's drain resolves it.
 #   submit_read(offset_bytes, length_bytes) -> ticket, result data
 #   submit_write(offset_bytes, data, fua=False) -> ticket
 #   submit_flush() -> ticket
 #   submit_unmap(offset_bytes, length_bytes) -> ticket
+#   submit_map(offset_bytes, length_bytes) -> ticket; results: mapped, bytes of the first run
 #   submit_command(cdb, data_out=b"", data_in_bytes=0, lun=None) -> ticket; results: scsi status, transferred, sense bytes,
 #       residual, residual flags; data: data-in followed by sense
 #   close() -> ticket

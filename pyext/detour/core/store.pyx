@@ -8,7 +8,7 @@
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from detour.core.clock cimport clock_monotonic_ns
 from detour.core.debug cimport invariant
@@ -23,6 +23,7 @@ cdef extern from "<sys/mman.h>" nogil:
 
 cdef enum:
     PAGE_BYTES = 4096
+    MAP_BYTES_MAX = 1048576     # that one STORE_MAP of memory looks at
 
 PART_BYTES = PART_BYTES_MAX
 
@@ -56,6 +57,8 @@ cdef int check_io(Store* store, Io* io) noexcept nogil:
         return E_CLOSED
     if io.op == STORE_READ:
         return check_range(store, io)
+    if io.op == STORE_MAP:
+        return check_range(store, io) if io.length_bytes > 0 else E_RANGE
     if io.op == STORE_WRITE or io.op == STORE_UNMAP:
         return E_UNSUPPORTED if store.flags & STORE_READ_ONLY else check_range(store, io)
     if io.op == STORE_COMMAND:
@@ -80,6 +83,11 @@ cdef void store_submit(Store* store, Io* io) noexcept nogil:
     elif io.op == STORE_WRITE:
         store.writes += 1
         store.write_bytes += io.length_bytes
+    elif io.op == STORE_MAP:
+        io.mapped = True
+        if not store.flags & STORE_CAN_MAP:
+            store_finish(store, io, OK)
+            return
     store.ops.submit(store, io)
 
 
@@ -161,6 +169,9 @@ cdef void on_request_done(Io* io) noexcept nogil:
     cdef Request* request = <Request*>io.owner
     cdef Command* command = request.command
     cdef int status = io.status
+    if io.op == STORE_MAP:
+        command.results[0] = io.mapped
+        command.results[1] = io.length_bytes
     if io.op == STORE_COMMAND:
         status = command_results(request)
     elif io.op != STORE_READ or status < 0:
@@ -293,7 +304,8 @@ cdef class StoreHandle:
 
     @property
     def flags(self) -> int:
-        """STORE_RANDOM_READ 1, STORE_IS_SCSI 2, STORE_CAN_UNMAP 4, STORE_READ_ONLY 8, STORE_VOLATILE 16."""
+        """STORE_RANDOM_READ 1, STORE_IS_SCSI 2, STORE_CAN_UNMAP 4, STORE_READ_ONLY 8, STORE_VOLATILE 16,
+        STORE_CAN_MAP 32."""
         return self.store.flags
 
     @property
@@ -335,6 +347,10 @@ cdef class StoreHandle:
     def submit_unmap(self, uint64_t offset_bytes, uint64_t length_bytes) -> int:
         """Afterwards the range reads as zeros."""
         return self.reactor.call(do_io, self.usable(), offset_bytes, length_bytes, STORE_UNMAP, 0, NULL, 0)
+
+    def submit_map(self, uint64_t offset_bytes, uint64_t length_bytes) -> int:
+        """Asks whether the range begins with mapped blocks or with a hole. Results: mapped (0, 1), bytes of that run."""
+        return self.reactor.call(do_io, self.usable(), offset_bytes, length_bytes, STORE_MAP, 0, NULL, 0)
 
     def submit_command(self, cdb, data_out=b"", uint64_t data_in_bytes=0, lun=None) -> int:
         """Sends any CDB (at most 32 bytes); `lun`: eight bytes as on the wire, else the store's own.
@@ -396,6 +412,20 @@ cdef void memory_unmap(MemoryImage* memory, uint64_t offset_bytes, uint64_t leng
         memset(memory.image + first, 0, last - first)
 
 
+cdef inline bint all_zero(const uint8_t* data, uint64_t length_bytes) noexcept nogil:
+    return data[0] == 0 and memcmp(data, data + 1, length_bytes - 1) == 0
+
+
+cdef void store_map_memory(const uint8_t* image, Io* io, uint32_t block_bytes) noexcept nogil:
+    cdef const uint8_t* at = image + io.offset_bytes
+    cdef uint64_t length_bytes = io.length_bytes if io.length_bytes < MAP_BYTES_MAX else MAP_BYTES_MAX
+    cdef uint64_t done_bytes = block_bytes
+    io.mapped = not all_zero(at, block_bytes)
+    while done_bytes < length_bytes and all_zero(at + done_bytes, block_bytes) != io.mapped:
+        done_bytes += block_bytes
+    io.length_bytes = done_bytes
+
+
 cdef void memory_submit(Store* store, Io* io) noexcept nogil:
     cdef MemoryImage* memory = <MemoryImage*>store
     if io.op == STORE_READ:
@@ -404,6 +434,8 @@ cdef void memory_submit(Store* store, Io* io) noexcept nogil:
         memcpy(memory.image + io.offset_bytes, io.data, io.length_bytes)
     elif io.op == STORE_UNMAP:
         memory_unmap(memory, io.offset_bytes, io.length_bytes)
+    elif io.op == STORE_MAP:
+        store_map_memory(memory.image, io, store.block_bytes)
     store_finish(store, io, OK)
 
 
@@ -432,7 +464,7 @@ cdef class MemoryStore(StoreHandle):
     def __cinit__(self, Reactor reactor not None, uint64_t size_bytes, uint32_t block_bytes=512, bint read_only=False,
                   uint64_t store_id=0):
         cdef void* image
-        cdef uint32_t flags = STORE_RANDOM_READ | STORE_CAN_UNMAP
+        cdef uint32_t flags = STORE_RANDOM_READ | STORE_CAN_UNMAP | STORE_CAN_MAP
         check_geometry(size_bytes, block_bytes)
         self.reactor = reactor
         image = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
