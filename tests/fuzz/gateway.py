@@ -10,7 +10,7 @@ from detour.core.reactor import Reactor
 from detour.core.volume import CATCHING_UP, COPYING, HOLDING, PASS, VolumeHandle
 
 VOLUME_BYTES = 1 << 20
-JOURNAL_BYTES = 2 << 20
+JOURNAL_BYTES = 3 << 20
 BLOCK = 512
 
 

@@ -164,7 +164,7 @@ class Host:
         self.world.turn()
         with contextlib.suppress(BlockingIOError):
             try:
-                got = self.sock.recv(1 << 20)
+                got = self.sock.recv(1 << 16)
                 self.closed = self.closed or not got
                 self.incoming += got
             except ConnectionResetError:

@@ -102,7 +102,7 @@ cdef class HostFuzzer:
         self.first_burst, self.burst = params["first_burst_bytes"], params["burst_bytes_max"]
         self.queue_depth = params["queue_depth"]
         self.cmd_sn = self.exp_cmd_sn = params["cmd_sn"]
-        self.max_cmd_sn = self.cmd_sn
+        self.max_cmd_sn = self.cmd_sn + 3
         self.stat_sn = params["stat_sn"]
         self.itt = 1
         self.naa = bytes(8)
@@ -111,7 +111,7 @@ cdef class HostFuzzer:
             raise MemoryError
         self.stream = self.noise + NOISE_BYTES
         self.input = self.stream + STREAM_BYTES
-        for i in range(0, NOISE_BYTES, 8):
+        for i in range(0, <uint32_t>NOISE_BYTES, 8):
             (<uint64_t*>(self.noise + i))[0] = roll(&self.dice)
 
     def __dealloc__(self):
@@ -210,6 +210,9 @@ cdef class HostFuzzer:
             self.stream_bytes += length
 
     # ---- PDUs
+
+    cdef bint shut(self) noexcept nogil:
+        return <int32_t>(self.max_cmd_sn - self.cmd_sn) < 0
 
     cdef Open* any_open(self) noexcept nogil:
         return &self.opens[below(&self.dice, OPEN_MAX)]
@@ -396,7 +399,7 @@ cdef class HostFuzzer:
             put_be32(self.bhs + 36, ask.data_sn)
             ask.data_sn += 1
         else:
-            for i in range(OPEN_MAX):
+            for i in range(<uint32_t>OPEN_MAX):
                 if self.opens[i].sent_bytes < self.opens[i].unsolicited_bytes:
                     mine = &self.opens[i]
                     break
@@ -503,19 +506,24 @@ cdef class HostFuzzer:
             for i in range(count):
                 if self.stream_bytes > STREAM_BYTES - 2 * PDU_BYTES_MAX - 4096:
                     break
+                if self.asks_count == 0 and self.shut() and not chance(&self.dice, 30):
+                    if i > 0:
+                        break
+                    if chance(&self.dice, 300):
+                        self.cmd_sn = self.exp_cmd_sn   # what was lost is sent again, else the window stays shut
                 self.one()
         return (<char*>self.stream)[:self.stream_bytes]
 
     # ---- what comes back
 
-    def consume(self, bytes came not None) -> int:
-        """Takes bytes from the target; answers how many PDUs ended in them."""
+    def consume(self, const uint8_t[::1] came not None, uint32_t came_bytes) -> int:
+        """Takes the first `came_bytes` from the target; answers how many PDUs ended in them."""
         cdef uint32_t taken = 0, count = 0
         cdef int length = 1
-        if self.input_bytes + len(came) > INPUT_BYTES:
+        if self.input_bytes + came_bytes > INPUT_BYTES or came_bytes > came.shape[0]:
             raise AssertionError("the target sends more than its limit")
-        memcpy(self.input + self.input_bytes, <const char*>came, len(came))
-        self.input_bytes += <uint32_t>len(came)
+        memcpy(self.input + self.input_bytes, &came[0], came_bytes)
+        self.input_bytes += came_bytes
         while True:
             length = self.answer(self.input + taken, self.input_bytes - taken)
             if length < 0:
@@ -569,8 +577,6 @@ cdef class HostFuzzer:
         self.max_cmd_sn = get_be32(pdu + 32)
         if <int32_t>(self.max_cmd_sn - self.exp_cmd_sn) < -1 or self.max_cmd_sn - self.exp_cmd_sn + 1 > 4096:
             return -7
-        if chance(&self.dice, 100) or <int32_t>(self.cmd_sn - self.exp_cmd_sn) > 64:
-            self.cmd_sn = self.exp_cmd_sn   # what was skipped is sent again: else the window stays shut
         if opcode == OP_R2T:
             return self.asked(pdu, itt, total)
         return <int>total
