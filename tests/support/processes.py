@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 STOP_SECONDS = 15.0
@@ -18,10 +18,11 @@ class Program:
     """A running program whose output is kept. Use as a context manager, or end it by stop() or kill()."""
 
     def __init__(self, words: Sequence[str | os.PathLike[str]], *, env: Mapping[str, str] | None = None,
-                 cwd: Path | None = None) -> None:
+                 cwd: Path | None = None, listens: bool = False) -> None:
         self.words = [os.fspath(word) for word in words]
         self.process = subprocess.Popen(self.words, env={**os.environ, **(env or {})}, cwd=cwd, text=True, bufsize=1,
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                        stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.output: list[str] = []
         self.errors: list[str] = []
         self._changed = threading.Condition()
@@ -46,19 +47,27 @@ class Program:
     def running(self) -> bool:
         return self.process.poll() is None
 
+    def tell(self, line: str) -> None:
+        """A line to its standard input; only where `listens` was given."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
     def wait_line(self, start: str, seconds: float = 30.0) -> str:
         """The first line on standard output that begins with `start`. AssertionError with all output otherwise."""
+        self.wait_for(lambda lines: any(line.startswith(start) for line in lines), seconds, f"line {start!r}")
+        return next(line for line in self.output if line.startswith(start))
+
+    def wait_for(self, found: Callable[[list[str]], bool], seconds: float, what: str = "answer") -> None:
+        """Until `found` is true of the lines on standard output. AssertionError with all output otherwise."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            while True:
-                for line in self.output:
-                    if line.startswith(start):
-                        return line
+            while not found(self.output):
                 left = deadline - time.monotonic()
                 ended = not self.running and not any(reader.is_alive() for reader in self._readers)
                 if left <= 0 or ended:
                     why = f"ended with {self.process.returncode}" if ended else f"said nothing for {seconds} s"
-                    raise AssertionError(f"no line {start!r}: {self.words[:4]} {why}\n{self.said()}")
+                    raise AssertionError(f"no {what}: {self.words[:4]} {why}\n{self.said()}")
                 self._changed.wait(min(left, 0.2))
 
     def said(self) -> str:
@@ -90,7 +99,7 @@ class Program:
     def _join(self) -> None:
         for reader in self._readers:
             reader.join(2)
-        for stream in (self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()
 

@@ -25,9 +25,9 @@ from detour import events
 from detour.core.initiator import InitiatorStore
 from detour.core.reactor import Reactor
 from detour.errors import ClosedError, DetourError, StorageError, TimeoutError_, UsageError, from_status
-from detour.iscsi.chap import Credentials
+from detour.iscsi.chap import OFFERED, Credentials
 from detour.iscsi.identity import Identity, read_identity, same_medium_differences
-from detour.iscsi.negotiation import Wishes
+from detour.iscsi.negotiation import SessionParams, Wishes
 from detour.iscsi.probe import RawUnit
 from detour.iscsi.session import DiscoveredTarget, Login, LoginOptions, login, new_isid
 from detour.iscsi.session import discover as discover_at
@@ -85,6 +85,7 @@ class Connection(OpenStore):
         self.portal = url.portal
         self.portal_group: int | None = None
         self.session_handle = 0         # TSIH that the target gave to the present or last session
+        self.params: SessionParams | None = None    # what the present or last session came to
         self._initiator = handle
         self._store_id = store_id
         self._options = options
@@ -145,7 +146,7 @@ class Connection(OpenStore):
     async def attach(self, done: Login) -> None:
         """Hands a session in full feature phase to the core."""
         self.redirect_hops, self.portal, self.portal_group = done.hops, done.portal, done.portal_group
-        self.session_handle = done.params.tsih
+        self.session_handle, self.params = done.params.tsih, done.params
         losses = self._losses
         fd = done.sock.detach()
         try:
@@ -231,7 +232,8 @@ class _OtherMedium(StorageError):
 def login_options(url: IscsiUrl, *, initiator_name: str | None = None, isid: bytes | None = None,
                   source_ip: str | None = None, follow_redirect: bool = True, header_digest: bool = False,
                   data_digest: bool = False, mutual: Credentials | None = None, connect_seconds: float = 5.0,
-                  login_seconds: float = 15.0, wishes: Wishes | None = None, queue_depth: int = 64) -> LoginOptions:
+                  login_seconds: float = 15.0, wishes: Wishes | None = None, queue_depth: int = 64,
+                  chap_algorithms: tuple[int, ...] = OFFERED) -> LoginOptions:
     """How to log in to a URL; what is given here comes before what the URL tells. UsageError when the values do not fit
     together."""
     wishes = replace(wishes or Wishes(), header_digest=_digest(header_digest or url.header_digest),
@@ -245,7 +247,8 @@ def login_options(url: IscsiUrl, *, initiator_name: str | None = None, isid: byt
         if own is not None and own.weak:
             log.warning("a CHAP secret is shorter than 12 bytes", url=str(url), user=own.user)
         return LoginOptions(initiator_name or url.initiator_name or default_initiator_name(), isid or new_isid(),
-                            source_ip, follow_redirect, wishes, own, mutual, connect_seconds, login_seconds)
+                            source_ip, follow_redirect, wishes, own, mutual, connect_seconds, login_seconds,
+                            chap_algorithms)
     except ValueError as error:
         raise UsageError(f"{url}: {error}") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from detour.errors import LoginError, ProtocolError
 from detour.iscsi import keys
-from detour.iscsi.chap import ChapInitiator, Credentials
+from detour.iscsi.chap import OFFERED, ChapInitiator, Credentials
 from detour.iscsi.negotiation import (
     FULL_FEATURE,
     OPERATIONAL,
@@ -43,7 +43,8 @@ class InitiatorLogin:
 
     def __init__(self, *, initiator_name: str, target_name: str | None, isid: bytes, wishes: Wishes,
                  credentials: Credentials | None = None, mutual: Credentials | None = None, cid: int = 0,
-                 cmd_sn: int = 1, random: Callable[[int], bytes] = os.urandom) -> None:
+                 cmd_sn: int = 1, algorithms: tuple[int, ...] = OFFERED,
+                 random: Callable[[int], bytes] = os.urandom) -> None:
         if mutual and not credentials:
             raise ValueError("mutual CHAP needs credentials of our own")
         self._initiator_name = initiator_name
@@ -59,7 +60,7 @@ class InitiatorLogin:
         self._text = TextAssembly(TEXT_BYTES_MAX)
         self._outgoing = b""
         self._mutual = mutual
-        self._chap = ChapInitiator(credentials, mutual, random=random) if credentials else None
+        self._chap = ChapInitiator(credentials, mutual, algorithms, random) if credentials else None
         self._method = ""
         self._negotiation = Negotiation(wishes, discovery=target_name is None, peer_is_initiator=False)
         self._transit_after = False

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from detour.errors import ClosedError, LoginError, ProtocolError, StorageError, TimeoutError_
 from detour.iscsi import keys, wire
-from detour.iscsi.chap import Credentials
+from detour.iscsi.chap import OFFERED, Credentials
 from detour.iscsi.login_initiator import InitiatorLogin
 from detour.iscsi.negotiation import Redirected, SessionParams, Wishes
 from detour.urls import format_endpoint
@@ -32,7 +32,7 @@ def new_isid(qualifier: int = 0) -> bytes:
 @dataclass(frozen=True)
 class LoginOptions:
     """How to log in. source_ip: local address to connect from. connect_seconds: for TCP; login_seconds: for the whole
-    exchange with one portal."""
+    exchange with one portal. chap_algorithms: CHAP_A numbers in the order in which they are offered."""
 
     initiator_name: str
     isid: bytes = field(default_factory=new_isid)
@@ -43,6 +43,7 @@ class LoginOptions:
     mutual: Credentials | None = None
     connect_seconds: float = 5.0
     login_seconds: float = 15.0
+    chap_algorithms: tuple[int, ...] = OFFERED
 
     def __post_init__(self) -> None:
         if not keys.valid_name(self.initiator_name):
@@ -133,7 +134,8 @@ async def login_once(host: str, port: int, target: str | None, options: LoginOpt
     otherwise; then the socket is closed."""
     sock = await open_socket(host, port, options.source_ip, options.connect_seconds)
     machine = InitiatorLogin(initiator_name=options.initiator_name, target_name=target, isid=options.isid,
-                             wishes=options.wishes, credentials=options.credentials, mutual=options.mutual)
+                             wishes=options.wishes, credentials=options.credentials, mutual=options.mutual,
+                             algorithms=options.chap_algorithms)
     portal = format_endpoint(host, port)
     try:
         await _bounded(_exchange(sock, machine), options.login_seconds, f"the login at {portal}")
