@@ -40,7 +40,7 @@ cdef void reservations_event(Reservations* reservations, const Nexus* nexus, int
 # True: the command conflicts with a reservation (RESERVATION CONFLICT). Cheap when none is held.
 cdef bint reservations_conflict(Reservations* reservations, const void* nexus, const ScsiCommand* command) noexcept nogil
 # The same for START STOP UNIT and PREVENT ALLOW MEDIUM REMOVAL, whose right is told by bits of the CDB:
-# reservations_conflict lets them pass, the device asks here when it executes them.
+# reservations_conflict lets them pass, the device asks here when it executes a command (others never conflict here).
 cdef bint reservations_conflict_cdb(Reservations* reservations, const void* nexus, const uint8_t* cdb) noexcept nogil
 # Both halves of `admit`: the unit attention first, then the conflict. 0 and STATUS_GOOD: go on.
 cdef uint32_t reservations_admit(Reservations* reservations, const void* nexus, const ScsiCommand* command,

@@ -12,5 +12,5 @@ cdef enum Right:
     RIGHT_BY_CDB = 5            # told by bits that a ScsiCommand does not have: right_by_cdb
 
 cdef uint8_t right_of(const ScsiCommand* command) noexcept nogil
-# START STOP UNIT, PREVENT ALLOW MEDIUM REMOVAL: RIGHT_ALWAYS or RIGHT_WRITE
+# START STOP UNIT, PREVENT ALLOW MEDIUM REMOVAL: RIGHT_ALWAYS or RIGHT_WRITE; others: RIGHT_ALWAYS, right_of tells theirs
 cdef uint8_t right_by_cdb(const uint8_t* cdb) noexcept nogil

@@ -70,8 +70,8 @@ cdef uint8_t right_of(const ScsiCommand* command) noexcept nogil:
 
 
 cdef uint8_t right_by_cdb(const uint8_t* cdb) noexcept nogil:
-    if cdb[0] == OPCODE_PREVENT_ALLOW and cdb[4] & 0x03 == 0:
-        return RIGHT_ALWAYS
-    if cdb[0] == OPCODE_START_STOP and cdb[4] & 0xF1 == 0x01:
-        return RIGHT_ALWAYS                     # START with POWER CONDITION 0
-    return RIGHT_WRITE
+    if cdb[0] == OPCODE_PREVENT_ALLOW:
+        return RIGHT_ALWAYS if cdb[4] & 0x03 == 0 else RIGHT_WRITE
+    if cdb[0] == OPCODE_START_STOP:             # passes with START and POWER CONDITION 0
+        return RIGHT_ALWAYS if cdb[4] & 0xF1 == 0x01 else RIGHT_WRITE
+    return RIGHT_ALWAYS
