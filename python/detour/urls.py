@@ -209,7 +209,7 @@ class FileUrl:
     scheme = "file"
 
     def __str__(self) -> str:
-        return f"file://{quote(os.path.abspath(self.path))}"
+        return f"file://{quote(os.fsencode(os.path.abspath(self.path)))}"
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class RepositoryUrl:
     scheme = "repo"
 
     def __str__(self) -> str:
-        return f"repo://{quote(os.path.abspath(self.path))}"
+        return f"repo://{quote(os.fsencode(os.path.abspath(self.path)))}"
 
 
 StoreUrl = IscsiUrl | FileUrl | MemoryUrl
@@ -290,6 +290,8 @@ def _option_digest(options: dict[str, str], key: str, shown: str) -> bool:
 
 def parse_iscsi_url(text: str, *, portal_only: bool = False) -> IscsiUrl:
     """An iscsi:// URL; with `portal_only` a target name and LUN may be missing (discovery). UrlError otherwise."""
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UrlError("an iSCSI URL is UTF-8")             # bytes of the command line that are none come as surrogates
     rest = text.partition("://")[2]
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
@@ -333,12 +335,15 @@ def _split_target(path: str, shown: str, portal_only: bool) -> tuple[str, int]:
 
 
 def _file_path(rest: str, text: str) -> str:
-    if not rest.startswith("//"):
-        return unquote(rest)
-    host, slash, path = rest[2:].partition("/")
-    if host not in ("", "localhost") or not slash or not path:
-        raise UrlError(f"{text}: a file is named file:///absolute/path")
-    return "/" + unquote(path)
+    path = unquote(rest)
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host not in ("", "localhost") or not slash or not path:
+            raise UrlError(f"{text}: a file is named file:///absolute/path")
+        path = "/" + unquote(path)
+    if "\0" in path:
+        raise UrlError(f"{text}: no path holds a zero byte")
+    return path
 
 
 def parse_url(text: str) -> StoreUrl:

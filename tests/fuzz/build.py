@@ -1,8 +1,9 @@
 """The sanitizer build of the core, in a folder of its own, and the environment to run it in.
 
-`python -m tests.fuzz.build [--committed]` builds the checkout as it is now (or its last commit) with AddressSanitizer, UndefinedBehaviorSanitizer,
-invariants and bounds checks, and prints the folder. Sources are copied there when their content differs, so that a
-second build compiles what has changed and nothing else, and never meets the objects of another build.
+`python -m tests.fuzz.build [--committed]` builds the checkout as it is now (or its last commit) with AddressSanitizer,
+UndefinedBehaviorSanitizer, invariants and bounds checks, and prints the folder. Sources are copied there when their
+content differs, so that a second build compiles what has changed and nothing else, and never meets the objects of
+another build.
 """
 from __future__ import annotations
 
@@ -90,19 +91,20 @@ def build(folder: Path | None = None, *, committed: bool = False, quiet: bool = 
 
 def runtime_library(name: str) -> str:
     """Path of one of gcc's sanitizer runtimes."""
-    found = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+    told = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    found = told.stdout.strip()
     if not Path(found).exists():
         raise SystemExit(f"gcc has no {name}")
     return str(Path(found).resolve())
 
 
 def environment() -> dict[str, str]:
-    """What the sanitized core needs around it: the runtimes first, malloc for Python's own objects, leaks looked for."""
+    """What the sanitized core needs around it: the runtimes first, malloc for Python's own objects, a leak check."""
     return {**os.environ,
             "LD_PRELOAD": " ".join(runtime_library(name) for name in ("libasan.so", "libubsan.so")),
             "PYTHONMALLOC": "malloc",
-            "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:detect_stack_use_after_return=0:"
-                            "malloc_context_size=12:quarantine_size_mb=64",
+            "ASAN_OPTIONS": "detect_leaks=1:abort_on_error=1:allocator_may_return_null=1:"
+                            "detect_stack_use_after_return=0:malloc_context_size=12:quarantine_size_mb=64",
             "LSAN_OPTIONS": f"suppressions={SUPPRESSIONS}:print_suppressions=0",
             "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1"}
 

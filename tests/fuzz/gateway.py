@@ -1,4 +1,4 @@
-"""A gateway's volume for the fuzzer: a detour in all its phases, over stores of memory, pushed on while commands come."""
+"""A gateway's volume for the fuzzer: a detour in all its phases over stores of memory, pushed on as commands come."""
 from __future__ import annotations
 
 import random

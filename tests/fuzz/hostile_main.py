@@ -26,10 +26,10 @@ class Main:
     def __init__(self, case: Case, number: int) -> None:
         self.case, self.chance = case, case.chance
         self.store = InitiatorStore(
-            case.reactor, 100 + number, self.chance.randrange(3), SIZE_BYTES, queue_depth=self.chance.choice([1, 8, 64]),
-            unmap=self.chance.random() < 0.5, volatile=self.chance.random() < 0.5,
-            transfer_bytes_max=self.chance.choice([4096, 65536, 1 << 20]), command_limit_ms=2000,
-            nop_interval_ms=500, nop_timeout_ms=500, retries_max=self.chance.choice([1, 4, 16]))
+            case.reactor, 100 + number, self.chance.randrange(3), SIZE_BYTES,
+            queue_depth=self.chance.choice([1, 8, 64]), unmap=self.chance.random() < 0.5,
+            volatile=self.chance.random() < 0.5, transfer_bytes_max=self.chance.choice([4096, 65536, 1 << 20]),
+            command_limit_ms=2000, nop_interval_ms=500, nop_timeout_ms=500, retries_max=self.chance.choice([1, 4, 16]))
         self.sock: socket.socket | None = None
         self.tickets: dict[int, int] = {}       # bytes that a read must have
 

@@ -195,3 +195,17 @@ def test_a_secret_may_come_through_a_pipe():
         assert read_secret_file(f"/dev/fd/{read_end}") == Secret("piped secret")
     finally:
         os.close(read_end)
+
+
+def test_bytes_of_the_command_line_that_are_no_utf8():
+    """They come as lone surrogates: a file may be named so, a target may not."""
+    with pytest.raises(UrlError, match="UTF-8"):
+        parse_url("iscsi://192.0.2.1/iqn.2026-01.example:d\udcff/0")
+    assert str(parse_url("/images/\udcff.img")) == "file:///images/%FF.img"
+    assert str(parse_backup_url("repo:///backup/\udcff")) == "repo:///backup/%FF"
+
+
+def test_no_path_holds_a_zero_byte():
+    for text in ("file:///images/a%00b", "file:a%00b", "repo:///backup/%00"):
+        with pytest.raises(UrlError):
+            parse_backup_url(text)

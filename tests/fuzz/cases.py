@@ -1,0 +1,63 @@
+"""The fuzzers by name, the seeds of their cases, and running one of them."""
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import os
+from typing import Any
+
+from tests.fuzz import framing, hostile_main, images, login, texts
+from tests.fuzz.figures import Figures
+
+# name: (its case, how many PDUs a case has, its share of a campaign in PDUs)
+FUZZERS: dict[str, tuple[Any, int, int]] = {
+    "framing": (framing.Case, 8000, 12),
+    "gateway": (framing.Case, 8000, 5),
+    "main": (hostile_main.Case, 8000, 5),
+    "login": (login.Case, 2000, 1),
+    "images": (images.Case, 2000, 1),
+    "texts": (texts.Case, 2000, 1),
+}
+
+
+def case_seed(campaign_seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{campaign_seed}:{number}".encode()).digest()[:6], "big")
+
+
+def schedule(only: list[str]) -> list[str]:
+    """Which fuzzer has which turn: each as often as its share of PDUs wants it."""
+    turns = {name: max(1, round(FUZZERS[name][2] * 8000 / FUZZERS[name][1])) for name in only}
+    order = [(place / count, name) for name, count in turns.items() for place in range(count)]
+    return [name for _, name in sorted(order)]
+
+
+def run_case(case: dict[str, Any]) -> Figures:
+    """Runs one case to its end; AssertionError where something is not as it should be."""
+    figures = Figures(cases=1)
+    kind = FUZZERS[case["fuzzer"]][0]
+    more = {"gateway": True} if case["fuzzer"] == "gateway" else {}
+    kind(case["seed"], case["pdus"], figures, **more).run()
+    return figures
+
+
+class Memory:
+    """How much memory is taken, by the sanitizer's count where it is there, else by what is resident."""
+
+    def __init__(self) -> None:
+        try:
+            self._count = ctypes.CDLL(None).__sanitizer_get_current_allocated_bytes
+            self._count.restype = ctypes.c_size_t
+        except AttributeError:
+            self._count = None
+
+    @property
+    def exact(self) -> bool:
+        return self._count is not None
+
+    def taken_bytes(self) -> int:
+        gc.collect()
+        if self._count is not None:
+            return self._count()
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
