@@ -33,13 +33,16 @@ LAYERS: tuple[set[str], ...] = (
     {"filestore", "fault_store", "initiator_task", "initiator", "load", "loadgen", "copier"},
     {"commit", "reclaim", "journal"},
     {"snapshot", "recovery", "device"},
-    {"nexus", "registrants", "rights", "reservation", "disk_info"},
+    {"nexus", "registrants", "rights", "reservation", "copy_list", "disk_identity", "disk_opcodes",
+     "disk_vpd", "disk_mode", "disk_log", "disk_medium", "disk_map", "disk_info", "disk_sanitize"},
     {"disk", "overlay"},
     {"write_path", "read_path", "reserve_path", "lba_status", "main_mode"},
     {"forward", "mirror"},
     {"evictor", "routing"},
     {"catchup"},
-    {"volume", "task", "task_in", "task_out", "task_begin", "task_management", "session", "target"},
+    {"volume", "task", "task_abort", "task_order", "task_in", "task_out", "task_begin", "task_management", "session_text",
+     "session", "target",
+     "guard", "task_step", "task_medium", "task_same", "task_atomic", "task_copy", "task_info"},
 )
 
 

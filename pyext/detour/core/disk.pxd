@@ -3,23 +3,23 @@
 # here from tables, as SPC-4 and SBC-3 say.
 from detour.core.types cimport *
 from detour.core.device cimport Device, DeviceHandle, Request
-from detour.core.disk_info cimport DiskIdentity
+from detour.core.disk_identity cimport DiskIdentity, DiskState, DiskView
+from detour.core.disk_reserve cimport ReserveDesk
+from detour.core.disk_sanitize cimport Sanitizer
+from detour.core.nexus cimport NexusTable
 from detour.core.reactor cimport Deferred, Timer
 from detour.core.store cimport Store, StoreHandle
-from detour.core.pool cimport Slab
-
-cdef struct NexusState:         # one initiator-target nexus as this disk knows it
-    const void* nexus
-    uint32_t attention          # Sense of the unit attention to report, or 0
-    NexusState* next
 
 cdef struct Disk:
     Device device
     Store* store
     DiskIdentity identity
-    bint write_through          # WCE is off over a store with a cache: every write goes with FUA
-    Slab nexus_slab
-    NexusState* nexuses
+    DiskState state             # what hosts change: mode parameters, readiness
+    DiskView view               # all three, as the answers' modules see them
+    bint write_through          # WCE is off over a store with a cache: every write is stable before its answer
+    NexusTable nexuses
+    ReserveDesk desk            # reservations
+    Sanitizer sanitizer
     Request* finished_head      # COMMANDs whose done is called later in this turn
     Request* finished_tail
     Deferred finish_work
@@ -30,7 +30,8 @@ cdef struct Disk:
     bint ended                  # closed: the loop does not touch this memory any more
 
 # DiskHandle(reactor, store, serial="", vendor="DETOUR", product="VIRTUAL DISK", write_cache=True, thin=True,
-#            read_only=False, delay_us=0, device_id=0)
+#            read_only=False, delay_us=0, device_id=0, removable=False, port_name="",
+#            durable=False, reservations=b"")
 cdef class DiskHandle(DeviceHandle):
     cdef Disk* disk
     cdef readonly StoreHandle store

@@ -16,8 +16,13 @@ class DiskHandle(DeviceHandle):
         read_only: bool = False,
         delay_us: int = 0,
         device_id: int = 0,
+        removable: bool = False,
+        port_name: str = "",
+        durable: bool = False,
+        reservations: bytes = b"",
     ) -> None: ...
     def close(self) -> int: ...
+    def reservations_stored(self, status: int) -> int: ...
     @property
     def naa(self) -> bytes: ...
     @property

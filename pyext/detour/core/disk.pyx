@@ -9,21 +9,31 @@ cimport cython
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from detour.core.debug cimport invariant
+from detour.core.debug cimport invariant, unlikely
 from detour.core.device cimport *
-from detour.core.disk_info cimport INFO_BYTES_MAX, InfoAnswer, disk_info, disk_info_request_sense, disk_limits
-from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel, slab_free, slab_get, slab_init, slab_put
+from detour.core.disk_identity cimport (EFFECT_FLUSH, EFFECT_LOADED, EFFECT_LOGS, EFFECT_MODES, INFO_BYTES_MAX,
+                                        InfoAnswer)
+from detour.core.disk_info cimport disk_info, disk_request_sense
+from detour.core.disk_map cimport disk_map
+from detour.core.disk_medium cimport disk_allow_removal, disk_needs_medium, disk_not_ready
+from detour.core.disk_mode cimport disk_mode_defaults
+from detour.core.disk_opcodes cimport disk_withhold
+from detour.core.disk_reserve cimport reserve_free, reserve_init, reserve_run, reserve_stored
+from detour.core.disk_sanitize cimport (sanitize_begin, sanitize_close, sanitize_forget, sanitize_init, sanitize_refusal,
+                                        sanitize_free, sanitize_refuse)
+from detour.core.disk_vpd cimport disk_limits
+from detour.core.nexus cimport (attention_due, attention_others, attention_take, nexus_event, nexus_find,
+                                nexus_table_free, nexus_table_init)
+from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel
 from detour.core.reactor cimport (Command, Loop, Reactor, command_done, loop_defer, loop_timer, loop_timer_stop,
                                   loop_undefer)
+from detour.core.reservation cimport (reservations_conflict, reservations_conflict_cdb, reservations_event,
+                                      reservations_load, reservations_own)
 from detour.core.scsi cimport *
-from detour.core.store cimport (IO_FUA, STORE_FLUSH, STORE_READ, STORE_READ_ONLY, STORE_UNMAP, STORE_VOLATILE,
+from detour.core.store cimport (IO_FUA, MemoryStore, STORE_FLUSH, STORE_READ, STORE_READ_ONLY, STORE_UNMAP, STORE_VOLATILE,
                                 STORE_WRITE, Io, store_submit)
 
 import hashlib
-
-cdef enum:
-    NEXUSES_MAX = 4096
-    SENSE_DEVICE_RESET = 0x062903
 
 cdef enum RequestState:
     STATE_IDLE = 0
@@ -62,18 +72,35 @@ cdef void on_io_done(Io* io) noexcept nogil:
     cdef Request* request = <Request*>io.owner
     cdef Device* device = request.device
     request.status = io.status
-    if io.status == OK and request.op == REQUEST_READ:
+    if io.status < 0:
+        count_error(<Disk*>device, request.op)
+    elif request.op == REQUEST_READ:
         device.reads += 1
         device.read_bytes += request.data_bytes
-    elif io.status == OK and request.op == REQUEST_WRITE:
+    elif request.op == REQUEST_WRITE and io.op == STORE_WRITE:
         device.writes += 1
         device.write_bytes += request.data_bytes
+    if unlikely((<Disk*>device).write_through) and io.status == OK and not io.flags & IO_FUA and (
+            io.op == STORE_WRITE or io.op == STORE_UNMAP):
+        io.op = STORE_FLUSH         # also what was begun while WCE was still on
+        store_submit((<Disk*>device).store, io)
+        return
     request.done(request)
+
+
+cdef void count_error(Disk* disk, uint8_t op) noexcept nogil:
+    if op == REQUEST_READ:
+        disk.state.read_errors += 1
+    elif op == REQUEST_WRITE:
+        disk.state.write_errors += 1
 
 
 cdef bint take_buffer(Request* request) noexcept nogil:
     # False: the pool is at its limit, and the request waits for its turn.
     request.data_bytes = request.blocks * request.device.block_bytes
+    if request.memory != NULL:
+        request.data = request.memory
+        return True
     request.buffer = pool_get(&request.device.loop.buffers, request.data_bytes)
     request.data = request.buffer
     if request.buffer != NULL:
@@ -105,7 +132,9 @@ cdef int disk_begin_write(Device* device, Request* request) noexcept nogil:
 
 cdef void disk_submit(Device* device, Request* request) noexcept nogil:
     cdef Disk* disk = <Disk*>device
-    if request.op == REQUEST_READ:
+    if unlikely(disk.sanitizer.running) and request.op != REQUEST_COMMAND:
+        sanitize_refuse(&disk.sanitizer, request)
+    elif request.op == REQUEST_READ:
         if take_buffer(request):
             disk_submit_io(disk, request)
     elif request.op == REQUEST_WRITE and disk.latency_us != 0:
@@ -125,7 +154,8 @@ cdef void disk_abort(Device* device, Request* request) noexcept nogil:
 cdef void disk_release(Device* device, Request* request) noexcept nogil:
     if request.buffer != NULL:
         if request.op == REQUEST_COMMAND:
-            pool_put(&device.loop.buffers, request.buffer, INFO_BYTES_MAX)
+            # blocks: what a reservation command has taken
+            pool_put(&device.loop.buffers, request.buffer, request.blocks if request.blocks != 0 else INFO_BYTES_MAX)
         else:
             pool_put(&device.loop.buffers, request.buffer, request.blocks * device.block_bytes)
         request.buffer = NULL
@@ -175,6 +205,10 @@ cdef void finish_later(Disk* disk, Request* request) noexcept nogil:
     loop_defer(disk.device.loop, &disk.finish_work)
 
 
+cdef void finish_reserving(Request* request) noexcept nogil:
+    finish_later(<Disk*>request.device, request)
+
+
 cdef void run_finished(void* owner) noexcept nogil:
     cdef Disk* disk = <Disk*>owner
     cdef Request* request = disk.finished_head
@@ -192,95 +226,123 @@ cdef void disk_command(Disk* disk, Request* request) noexcept nogil:
     cdef InfoAnswer answer
     cdef const uint8_t* parameters = request.data
     cdef uint32_t parameter_bytes = <uint32_t>request.data_bytes
-    cdef NexusState* state
     request.state = STATE_SUBMITTED
     request.status = OK
     request.scsi_status = STATUS_GOOD
     request.sense_bytes = 0
+    if reservations_own(request.command):
+        reserve_run(&disk.desk, request)
+        return
+    if unlikely(reservations_conflict_cdb(&disk.desk.reservations, request.nexus, request.cdb)):
+        request.scsi_status = STATUS_RESERVATION_CONFLICT
+        finish_later(disk, request)
+        return
     request.data = NULL
     request.data_bytes = 0
+    if request.command.cls == SCSI_SANITIZE:
+        sanitize_begin(&disk.sanitizer, request, parameters, parameter_bytes)
+        return
     request.buffer = pool_get(&disk.device.loop.buffers, INFO_BYTES_MAX)
     if request.buffer == NULL:
         request.scsi_status = STATUS_BUSY
         finish_later(disk, request)
         return
     memset(request.buffer, 0, INFO_BYTES_MAX)
+    if request.command.cls == SCSI_GET_LBA_STATUS:
+        if disk_map(disk.store, request) != OK:
+            refuse(disk, request, SENSE_LBA_OUT_OF_RANGE)
+        return
     answer.data = request.buffer
     answer.data_bytes = 0
     answer.sense = 0
-    state = find_nexus(disk, request.nexus)
-    if request.command.opcode == 0x03 and state != NULL and state.attention != 0:
-        disk_info_request_sense(request.cdb, state.attention, &answer)
-        state.attention = 0
+    answer.effects = 0
+    if request.command.opcode == 0x03:
+        disk_request_sense(&disk.view, request.cdb, attention_take(&disk.nexuses, request.nexus), &answer)
     else:
-        disk_info(&disk.identity, request.command, request.cdb, parameters, parameter_bytes, &answer)
+        disk_info(&disk.view, &disk.nexuses, nexus_find(&disk.nexuses, request.nexus), request.command, request.cdb,
+                  parameters, parameter_bytes, &answer)
     if answer.sense != 0:
-        request.scsi_status = STATUS_CHECK_CONDITION
-        request.sense_bytes = <uint16_t>scsi_sense(request.sense, answer.sense, False, 0)
+        refuse(disk, request, answer.sense)
+        return
+    request.data = request.buffer
+    request.data_bytes = answer.data_bytes
+    if answer.effects != 0:
+        take_effects(disk, request.nexus, answer.effects)
+    if answer.effects & EFFECT_FLUSH:
+        flush_first(disk, request)
     else:
-        request.data = request.buffer
-        request.data_bytes = answer.data_bytes
+        finish_later(disk, request)
+
+
+cdef void refuse(Disk* disk, Request* request, uint32_t sense) noexcept nogil:
+    request.scsi_status = STATUS_CHECK_CONDITION
+    request.sense_bytes = <uint16_t>scsi_sense(request.sense, sense, False, 0)
     finish_later(disk, request)
 
 
-# ---- nexuses and unit attentions -------------------------------------------------------------------------------------
+cdef void take_effects(Disk* disk, const void* nexus, uint32_t effects) noexcept nogil:
+    # What a command changed is in disk.state; what follows from it is done here, and the other nexuses are told.
+    disk.device.software_protected = disk.state.software_protected
+    disk.device.descriptor_sense = disk.state.descriptor_sense
+    disk.write_through = disk.identity.volatile_cache and not disk.state.write_cache
+    if effects & EFFECT_MODES:
+        attention_others(&disk.nexuses, nexus, SENSE_MODE_CHANGED)
+    if effects & EFFECT_LOGS:
+        attention_others(&disk.nexuses, nexus, SENSE_LOG_CHANGED)
+    if effects & EFFECT_LOADED:
+        attention_others(&disk.nexuses, nexus, SENSE_MEDIUM_CHANGED)
 
-cdef NexusState* find_nexus(Disk* disk, const void* nexus) noexcept nogil:
-    cdef NexusState* state = disk.nexuses
-    while state != NULL and state.nexus != nexus:
-        state = state.next
-    return state
+
+cdef void flush_first(Disk* disk, Request* request) noexcept nogil:
+    memset(&request.io, 0, sizeof(Io))
+    request.io.op = STORE_FLUSH
+    request.io.done = on_io_done
+    request.io.owner = request
+    store_submit(disk.store, &request.io)
 
 
-cdef void forget_nexus(Disk* disk, const void* nexus) noexcept nogil:
-    cdef NexusState** link = &disk.nexuses
-    cdef NexusState* state
-    while link[0] != NULL and link[0].nexus != nexus:
-        link = &link[0].next
-    state = link[0]
-    if state != NULL:
-        link[0] = state.next
-        slab_put(&disk.nexus_slab, state)
-
+# ---- nexuses, and what is refused ------------------------------------------------------------------------------------
 
 cdef void disk_nexus_event(Device* device, const void* nexus, int event) noexcept nogil:
     cdef Disk* disk = <Disk*>device
-    cdef NexusState* state = find_nexus(disk, nexus)
-    if event == NEXUS_LOGOUT:
-        forget_nexus(disk, nexus)
-        return
-    if event == NEXUS_LOGIN and state == NULL:
-        state = <NexusState*>slab_get(&disk.nexus_slab)
-        if state == NULL:
-            return                      # at the bound: this nexus goes without a unit attention
-        state.nexus = nexus
-        state.attention = SENSE_POWER_ON_RESET
-        state.next = disk.nexuses
-        disk.nexuses = state
-    elif state != NULL and event == NEXUS_LUN_RESET:
-        state.attention = SENSE_DEVICE_RESET
-    elif state != NULL and event == NEXUS_TARGET_RESET:
-        state.attention = SENSE_BUS_RESET
+    nexus_event(&disk.nexuses, <const Nexus*>nexus, event)
+    reservations_event(&disk.desk.reservations, <const Nexus*>nexus, event)
+    if event == NEXUS_LUN_RESET or event == NEXUS_TARGET_RESET:
+        disk_allow_removal(&disk.nexuses)
+        disk_mode_defaults(&disk.identity, &disk.state)
+        take_effects(disk, nexus, 0)
 
 
 cdef uint32_t disk_admit(Device* device, const void* nexus, const ScsiCommand* command,
                          uint8_t* scsi_status) noexcept nogil:
-    # SPC-4 5.14: INQUIRY, REPORT LUNS and REQUEST SENSE pass a pending unit attention; any other command reports it.
     cdef Disk* disk = <Disk*>device
-    cdef NexusState* state
-    cdef uint32_t attention
-    if not disk.identity.thin and (command.cls == SCSI_UNMAP or (command.cls == SCSI_WRITE_SAME and command.unmap)):
+    cdef uint32_t sense = attention_due(&disk.nexuses, nexus, command)
+    if sense == 0 and reservations_conflict(&disk.desk.reservations, nexus, command):
+        scsi_status[0] = STATUS_RESERVATION_CONFLICT
+        return 0
+    if sense == 0:
+        sense = sanitize_refusal(&disk.sanitizer, command)
+    if sense == 0:
+        sense = disk_not_ready(&disk.state)
+        if sense != 0 and not disk_needs_medium(command):
+            sense = 0
+    if sense == 0 and command.unmap and not disk.identity.thin:
+        sense = SENSE_INVALID_FIELD_IN_CDB          # WRITE SAME; UNMAP itself is withheld
+    if sense != 0:
         scsi_status[0] = STATUS_CHECK_CONDITION
-        return SENSE_INVALID_OPCODE if command.cls == SCSI_UNMAP else SENSE_INVALID_FIELD_IN_CDB
-    if command.opcode == 0x12 or command.opcode == 0xA0 or command.opcode == 0x03:
-        return 0
-    state = disk.nexuses if disk.nexuses == NULL or disk.nexuses.nexus == nexus else find_nexus(disk, nexus)
-    if state == NULL or state.attention == 0:
-        return 0
-    attention = state.attention
-    state.attention = 0
-    scsi_status[0] = STATUS_CHECK_CONDITION
-    return attention
+    return sense
+
+
+cdef bint disk_conflicts(Device* device, const void* nexus, const ScsiCommand* command) noexcept nogil:
+    return reservations_conflict(&(<Disk*>device).desk.reservations, nexus, command)
+
+
+cdef void disk_forget(Device* device, Request* request) noexcept nogil:
+    sanitize_forget(&(<Disk*>device).sanitizer, request)
+
+
+cdef void disk_answer(Device* device, Request* request) noexcept nogil:
+    finish_later(<Disk*>device, request)
 
 
 cdef DeviceOps DISK_OPS
@@ -289,6 +351,8 @@ DISK_OPS.submit = disk_submit
 DISK_OPS.abort = disk_abort
 DISK_OPS.release = disk_release
 DISK_OPS.admit = disk_admit
+DISK_OPS.conflicts = disk_conflicts
+DISK_OPS.forget = disk_forget
 DISK_OPS.nexus_event = disk_nexus_event
 
 
@@ -296,10 +360,18 @@ DISK_OPS.nexus_event = disk_nexus_event
 
 cdef void do_close(Command* command) noexcept nogil:
     cdef Disk* disk = <Disk*>command.owner
+    if sanitize_close(&disk.sanitizer, command):
+        return                          # called again when its last step has ended
     loop_undefer(disk.device.loop, &disk.finish_work)
+    loop_undefer(disk.device.loop, &disk.device.guard.work)
     loop_timer_stop(disk.device.loop, &disk.delay_timer)
     disk.ended = True
     command_done(command, OK)
+
+
+cdef void do_stored(Command* command) noexcept nogil:
+    cdef Disk* disk = <Disk*>command.owner
+    command_done(command, reserve_stored(&disk.desk, <int32_t>command.args[0]))
 
 
 cdef int put_text(char* out, str text, int length_bytes, bint padded) except -1:
@@ -317,13 +389,17 @@ cdef class DiskHandle(DeviceHandle):
     """A plain disk over `store`, to be given to TargetHandle.set_lun.
 
     serial: at most 32 ASCII characters; the NAA identifier is derived from vendor, product and serial, so that the same
-    serial is the same disk to a host. write_cache: tells hosts of a volatile cache (WCE); off, every write is made
-    stable. delay_us: holds every write for that long before the store gets it.
+    serial is the same disk to a host. write_cache: tells hosts of a volatile cache (WCE), as long as they leave it on;
+    off, every write is made stable. delay_us: holds every write for that long before the store gets it. removable: the
+    medium can be ejected. port_name: SCSI name of the target port ("<target's iqn>,t,0x0001") for VPD page 83h.
+    durable: Python answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that hosts may ask for
+    persistent reservations that outlive power (APTPL). reservations: what was kept so in an earlier life.
     """
 
     def __cinit__(self, Reactor reactor not None, StoreHandle store not None, str serial="", str vendor="DETOUR",
                   str product="VIRTUAL DISK", bint write_cache=True, bint thin=True, bint read_only=False,
-                  uint32_t delay_us=0, uint64_t device_id=0):
+                  uint32_t delay_us=0, uint64_t device_id=0, bint removable=False, str port_name="",
+                  bint durable=False, bytes reservations=b""):
         cdef Disk* disk
         self.disk = NULL
         self.reactor = reactor
@@ -337,7 +413,7 @@ cdef class DiskHandle(DeviceHandle):
             raise MemoryError("no memory for a disk")
         self.disk = disk
         self.device = &disk.device
-        slab_init(&disk.nexus_slab, sizeof(NexusState), NEXUSES_MAX)
+        nexus_table_init(&disk.nexuses)
         disk.store = store.store
         disk.device.ops = &DISK_OPS
         disk.device.loop = reactor.loop
@@ -345,15 +421,32 @@ cdef class DiskHandle(DeviceHandle):
         disk.device.block_bytes = store.store.block_bytes
         disk.device.blocks = store.store.size_bytes // store.store.block_bytes
         disk.device.read_only = read_only or (store.store.flags & STORE_READ_ONLY) != 0
-        disk.write_through = not write_cache and (store.store.flags & STORE_VOLATILE) != 0
         disk.latency_us = delay_us
         disk.finish_work.run = run_finished
         disk.finish_work.owner = disk
         disk.delay_timer.run = on_delay_over
         disk.delay_timer.owner = disk
-        self._identify(serial or f"{device_id:016x}", vendor, product, write_cache, thin)
+        disk.identity.write_cache = write_cache
+        disk.identity.volatile_cache = (store.store.flags & STORE_VOLATILE) != 0
+        disk.identity.thin = thin
+        disk.identity.removable = removable
+        self._identify(serial or f"{device_id:016x}", vendor, product, port_name)
+        self._offer()
+        self._reserve(durable, reservations)
 
-    def _identify(self, str serial, str vendor, str product, bint write_cache, bint thin):
+    def _reserve(self, bint durable, bytes reservations):
+        cdef Disk* disk = self.disk
+        cdef int status = reserve_init(&disk.desk, &disk.nexuses, disk.device.loop, disk.device.id, finish_reserving,
+                                       durable)
+        if status == OK and reservations:
+            status = reservations_load(&disk.desk.reservations, <const uint8_t*><const char*>reservations,
+                                       <uint32_t>len(reservations))
+        if status == E_NOMEM:
+            raise MemoryError("no memory for the reservations of a disk")
+        if status < 0:
+            raise ValueError("the kept reservations are damaged, or of another version")
+
+    def _identify(self, str serial, str vendor, str product, str port_name):
         cdef DiskIdentity* identity = &self.disk.identity
         cdef bytes digest = hashlib.sha256(f"{vendor}\0{product}\0{serial}".encode()).digest()
         put_text(identity.vendor, vendor, 8, True)
@@ -362,19 +455,34 @@ cdef class DiskHandle(DeviceHandle):
         put_text(identity.serial, serial, 32, False)
         memcpy(identity.naa, <const char*>digest, 8)
         identity.naa[0] = 0x30 | (identity.naa[0] & 0x0F)       # NAA 3h: locally assigned
-        identity.write_cache = write_cache
-        identity.thin = thin
-        identity.read_only = self.disk.device.read_only
-        identity.blocks = self.disk.device.blocks
-        identity.block_bytes = self.disk.device.block_bytes
-        disk_limits(identity, &self.disk.device.limits)
+        put_text(identity.port_name, port_name, 232, False)        # a name of 223 bytes, ",t,0x0001"
+
+    def _offer(self):
+        cdef Disk* disk = self.disk
+        disk.identity.read_only = disk.device.read_only
+        disk.identity.blocks = disk.device.blocks
+        disk.identity.block_bytes = disk.device.block_bytes
+        disk.view.identity = &disk.identity
+        disk.view.state = &disk.state
+        disk.view.device = &disk.device
+        memcpy(disk.device.naa, disk.identity.naa, 8)
+        disk.device.naa_bytes = 8
+        disk_limits(&disk.identity, &disk.device.limits)
+        if isinstance(self.store, MemoryStore):             # a file may be left with a part of a write
+            disk.device.limits.atomic_blocks_max = PART_BYTES_MAX // disk.device.block_bytes
+        sanitize_init(&disk.sanitizer, &disk.device, disk.store, disk.identity.thin, disk_answer, &disk.delayed_head)
+        disk_withhold(&disk.view, &disk.device)
+        disk_mode_defaults(&disk.identity, &disk.state)
+        take_effects(disk, NULL, 0)
 
     def __dealloc__(self):
         # An open disk of a running loop stays: the loop may use its memory at any time.
         if self.disk != NULL and (self.disk.ended or not self.reactor.running):
             loop_undefer(self.disk.device.loop, &self.disk.finish_work)
             loop_timer_stop(self.disk.device.loop, &self.disk.delay_timer)
-            slab_free(&self.disk.nexus_slab)
+            sanitize_free(&self.disk.sanitizer)
+            reserve_free(&self.disk.desk)
+            nexus_table_free(&self.disk.nexuses)
             free(self.disk)
         self.disk = NULL
         self.device = NULL
@@ -387,6 +495,13 @@ cdef class DiskHandle(DeviceHandle):
         ticket = self.reactor.call(do_close, self.disk, 0, 0, 0, 0, NULL, 0)
         self.closed = True
         return ticket
+
+    def reservations_stored(self, int32_t status) -> int:
+        """What became of the reservations that the last EVENT_RESERVATIONS of this disk gave to keep: OK, or a Status
+        below 0, with which the host's command fails and the reservations stay as they were. Answers a ticket."""
+        if self.closed:
+            raise ValueError("the disk is closed")
+        return self.reactor.call(do_stored, self.disk, <uint64_t>status, 0, 0, 0, NULL, 0)
 
     @property
     def naa(self) -> bytes:
