@@ -20,6 +20,7 @@ from detour import limits
 from detour.config_auth import AccessSection, AuthSection, LoginSection, log_in
 from detour.config_fields import Location, Section, list_of, reader, text_of
 from detour.errors import ConfigError, UsageError
+from detour.gate import Window
 from detour.iscsi.keys import valid_name
 from detour.urls import (
     FileUrl,
@@ -36,7 +37,7 @@ from detour.urls import (
     parse_url,
 )
 
-DRIVERS = ("tgt", "scst", "spdk", "ctld", "detour", "portal", "initiator", "hook")
+DRIVERS = ("tgt", "scst", "spdk", "ctld", "detour", "lio", "portal", "initiator", "hook")
 _VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _COMPRESS = re.compile(r"none|zstd(:([1-9]|1[0-9]|2[0-2]))?|zlib(:[1-9])?")
 
@@ -77,6 +78,10 @@ def _redirect(value: Any) -> Any:
     if driver not in DRIVERS:
         raise UsageError(f"driver is {driver!r}; known are {', '.join(DRIVERS)}")
     return value
+
+
+def _windows(value: Any) -> Any:
+    return tuple(one if isinstance(one, Window) else Window.parse(text_of(one)) for one in list_of(value))
 
 
 Size = Annotated[int, reader(parse_size)]
@@ -155,6 +160,7 @@ class VolumeSection(Section):
     hooks: HooksSection = HooksSection()
     copy_: Annotated[CopySection, Field(alias="copy")] = CopySection()
     sync: Literal["auto", "always", "flush"] = "auto"
+    cutover_window: Annotated[tuple[Window, ...], reader(_windows)] = ()
 
     @model_validator(mode="after")
     def _check(self) -> VolumeSection:

@@ -80,6 +80,7 @@ class DetourRun:
         self._cancelled = asyncio.Event()
         self._changed = asyncio.Event()          # set, and replaced, at each change
         self._watch = MainWatch(parts, self._must_redirect, self._warn)
+        self._frozen: tuple[float, int] | None = None   # when, and how much hosts had written by then
         self._redirect_s = 0.0                  # how long setting and verifying the redirect took
         self._resume_phase: int | None = None
         self._held_since: float | None = None
@@ -287,6 +288,7 @@ class DetourRun:
     async def _freeze_now(self, note: dict[str, Any]) -> None:
         self.pit_ns = await self.live.freeze(os.urandom(16), note)
         self.figures.frozen = True
+        self._frozen = time.monotonic(), self.live.stats()["write_bytes"]
 
     async def _whole(self, step: Coroutine[Any, Any, None], kind: set[asyncio.Task[Any]] | None = None) -> None:
         """A step that a cancel does not cut short: the way home waits for its end, so that what it did is known."""
@@ -348,7 +350,15 @@ class DetourRun:
     async def _publish(self, sink: Sink, record: BackupRecord) -> None:
         await sink.publish()
         await self._put_record(record.model_copy(update={
-            "status": Status.COMPLETE, "partial_path": "", "ended_ns": time.time_ns()}), self.live.checksums())
+            "status": Status.COMPLETE, "partial_path": "", "ended_ns": time.time_ns(),
+            "host_write_bytes_s": self._host_write_speed()}), self.live.checksums())
+
+    def _host_write_speed(self) -> float | None:
+        """Bytes a second since the freeze; None when this process has not seen all of the copy."""
+        if self._frozen is None:
+            return None
+        begun, before = self._frozen
+        return round((self.live.stats()["write_bytes"] - before) / max(1e-3, time.monotonic() - begun), 1)
 
     # -- homeward ----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from detour.backups.catalog import BackupRecord, Catalog, Status
 from detour.backups.raw import Sink, Verdict
 from detour.config import Config, VolumeSection
 from detour.detour import DetourRun
+from detour.doctor import Case, documents, examine
 from detour.errors import BusyError, DetourError, StorageError, UsageError
 from detour.iscsi.listener import Listener
 from detour.run_parts import CORE_PASS, RunParts, RunSettings
@@ -125,7 +126,8 @@ class Gateway:
                     return group, unit
         raise UsageError(f"there is no volume {volume}", hint="`detour status` lists the volumes.")
 
-    def start_detour(self, volume: str, store: str | None = None, tag: str = "") -> DetourRun:
+    def start_detour(self, volume: str, store: str | None = None, tag: str = "", hold_cutover: bool = False
+                     ) -> DetourRun:
         """Begins a run. UsageError for unknown names, BusyError while the target is in a detour, StorageError while
         main is not there."""
         group, unit = self.unit(volume)
@@ -140,7 +142,7 @@ class Gateway:
             if other.name in self._restored_onto:
                 raise BusyError(f"a backup is being restored onto {other.name}")
         self._check_store_is_free(name)
-        run = DetourRun(self._parts(group, unit, name), name, tag)
+        run = DetourRun(self._parts(group, unit, name), name, tag, hold_cutover)
         self._launch(run)
         return run
 
@@ -168,6 +170,15 @@ class Gateway:
         if run is None:
             raise UsageError(f"{volume} is in no detour: its host is home")
         run.cancel()
+        return run
+
+    def cut_over(self, volume: str) -> DetourRun:
+        """Lets the host of a volume go home whose cutover was held back. UsageError when it is in no detour."""
+        self.unit(volume)
+        run = self.active_run(volume)
+        if run is None:
+            raise UsageError(f"{volume} is in no detour: its host is home")
+        run.open_gate()
         return run
 
     def run_of(self, run_id: str) -> DetourRun:
@@ -224,7 +235,7 @@ class Gateway:
             record = record.model_copy(update={"pit_ns": int(unit.journal.superblock["pit_ns"])})
         store = record.store if record is not None else str(begun.get("store", ""))
         run = DetourRun(self._parts(group, unit, store), store)
-        run.resume(phase, record, str(begun.get("detour", "")))
+        run.resume(phase, record, str(begun.get("detour", "")), begun.get("cutover_held") is True)
         log.info("a detour goes on", volume=unit.name, detour=run.id, phase=phase)
         self._launch(run)
 
@@ -247,6 +258,21 @@ class Gateway:
                 log.info("an unfinished backup is cleared away", volume=volume, backup=record.id)
             except OSError as error:
                 log.warning("an unfinished backup cannot be cleared away", backup=record.id, reason=error.strerror)
+
+    # -- the doctor --------------------------------------------------------------------------------------------------
+
+    async def examine(self, volume: str) -> list[dict[str, Any]]:
+        """Findings of the doctor, as documents. UsageError when there is no such volume."""
+        _, unit = self.unit(volume)
+        run = self.active_run(volume) or next(
+            (run for one in self.unit(volume)[0].units if (run := self.active_run(one.name)) is not None), None)
+        history = await asyncio.to_thread(self.catalog.list, volume)
+        lost = StorageError(unit.trouble) if unit.trouble else None
+        case = Case(volume, unit.section, self.config, unit.driver, self.address,
+                    unit.main if unit.ready and not lost else None, lost, serving=True,
+                    in_detour=f"{run.id} is {run.phases.now.value}" if run is not None else "",
+                    history=[record for record in history if record.status is Status.COMPLETE])
+        return documents(volume, await examine(case))
 
     # -- backups -----------------------------------------------------------------------------------------------------
 
@@ -304,7 +330,7 @@ def run_settings(section: VolumeSection) -> RunSettings:
         max_pause_s=section.max_pause, reads_from_backup=section.catch_up_reads == "backup",
         hold_limit_s=min(15.0, max(3.0, 5 * section.max_pause)), hook=tuple(section.hooks.frozen),
         hook_limit_s=section.hooks.hook_timeout, copy_window=min(section.copy_.window, 32),
-        copy_bytes_per_second=section.copy_.rate)
+        copy_bytes_per_second=section.copy_.rate, cutover_windows=section.cutover_window)
 
 
 def _note(text: bytes) -> dict[str, Any]:

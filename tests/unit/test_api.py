@@ -60,10 +60,10 @@ class FakeGateway:
             raise UsageError(f"there is no volume {volume}", hint="look")
         return {"name": volume, "ready": volume == "db01", "trouble": None if volume == "db01" else "no main"}
 
-    def start_detour(self, volume, store=None, tag=""):
+    def start_detour(self, volume, store=None, tag="", hold_cutover=False):
         if self.error:
             raise self.error
-        self.started.append((volume, store, tag))
+        self.started.append((volume, store, tag, *([True] if hold_cutover else [])))
         self.runs["db01-abc"] = FakeRun()
         return self.runs["db01-abc"]
 
@@ -80,6 +80,15 @@ class FakeGateway:
             raise UsageError(f"{volume} is in no detour: its host is home")
         self.runs["db01-abc"].cancel()
         return self.runs["db01-abc"]
+
+    def cut_over(self, volume):
+        if not self.runs:
+            raise UsageError(f"{volume} is in no detour: its host is home")
+        self.started.append(("cutover", volume))
+        return self.runs["db01-abc"]
+
+    async def examine(self, volume):
+        return [{"volume": volume, "check": "main", "state": "problem", "finding": "away", "fix": "look"}]
 
     async def verify(self, backup_id):
         return Verdict(backup_id, 512, 1, [262144])
@@ -191,6 +200,10 @@ def test_the_client_speaks_every_route(gateway):
         assert len(await client.volumes()) == 2
         assert (await client.volume("db01"))["ready"]
         assert (await client.start("db01", store="nightly", tag="t"))["id"] == "db01-abc"
+        assert (await client.start("db01", hold_cutover=True))["id"] == "db01-abc"
+        assert (await client.cut_over("db01"))["id"] == "db01-abc"
+        assert gateway.started == [("db01", "nightly", "t"), ("db01", None, "", True), ("cutover", "db01")]
+        assert [row["check"] for row in await client.doctor("db01")] == ["main"]
         assert (await client.cancel("db01"))["cancelled"] == 1
         assert (await client.cancel_detour("db01-abc"))["cancelled"] == 2
         assert [document["phase"] async for document in client.follow("db01-abc")] == ["copying", "catching-up", "home"]

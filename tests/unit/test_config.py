@@ -70,7 +70,7 @@ def test_defaults():
     ('"64GiB"', '"64GX"', "volume.db01.journal.size", "not a size"),
     ('"64GiB"', '"1MiB"', "volume.db01.journal", "too small"),
     (', size = "64GiB"', "", "volume.db01.journal.size", "missing"),
-    ('driver = "tgt"', 'driver = "lio"', "volume.db01.redirect", "known are tgt"),
+    ('driver = "tgt"', 'driver = "gotgt"', "volume.db01.redirect", "known are tgt"),
     ('driver = "tgt", ', "", "volume.db01.redirect", "driver is None"),
     ('"backup"', '"both"', "volume.db01.catch-up-reads", "'backup' or 'main'"),
     ("window = 4", "window = 0", "volume.db01.copy.window", "greater"),

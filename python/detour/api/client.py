@@ -21,6 +21,7 @@ from detour.errors import (
 )
 
 ANSWER_SECONDS = 30.0
+DOCTOR_SECONDS = 300.0
 SILENCE_SECONDS = 60.0          # between two events of a detour that is followed
 
 
@@ -48,9 +49,11 @@ class Client:
     async def volume(self, name: str) -> dict[str, Any]:
         return await self._ask("GET", f"/v1/volumes/{quote(name, safe='')}")
 
-    async def start(self, volume: str, *, store: str | None = None, tag: str = "") -> dict[str, Any]:
+    async def start(self, volume: str, *, store: str | None = None, tag: str = "", hold_cutover: bool = False
+                    ) -> dict[str, Any]:
         """Begins a detour; its first progress document. BusyError when the volume is in one."""
-        return await self._ask("POST", "/v1/detours", {"volume": volume, "store": store, "tag": tag})
+        return await self._ask("POST", "/v1/detours", {"volume": volume, "store": store, "tag": tag,
+                                                       "hold_cutover": hold_cutover})
 
     async def detours(self) -> list[dict[str, Any]]:
         return await self._ask("GET", "/v1/detours")
@@ -83,6 +86,14 @@ class Client:
     async def cancel(self, volume: str) -> dict[str, Any]:
         """Ends the copy of a volume's detour and sends the host home. UsageError when there is none."""
         return await self._ask("POST", f"/v1/volumes/{quote(volume, safe='')}/cancel")
+
+    async def cut_over(self, volume: str) -> dict[str, Any]:
+        """Lets a host go home whose cutover was held back. UsageError when its volume is in no detour."""
+        return await self._ask("POST", f"/v1/volumes/{quote(volume, safe='')}/cutover")
+
+    async def doctor(self, volume: str) -> list[dict[str, Any]]:
+        """Findings of the doctor. Takes as long as main, host and storage take to be looked at."""
+        return await self._ask("GET", f"/v1/volumes/{quote(volume, safe='')}/doctor", limit_s=DOCTOR_SECONDS)
 
     async def cancel_detour(self, detour_id: str) -> dict[str, Any]:
         return await self._ask("POST", f"/v1/detours/{quote(detour_id, safe='')}/cancel")

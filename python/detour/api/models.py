@@ -17,6 +17,7 @@ class StartRequest(BaseModel):
     volume: str = Field(min_length=1)
     store: str | None = None
     tag: str = Field(default="", max_length=200)
+    hold_cutover: bool = False
 
 
 class RestoreRequest(BaseModel):

@@ -1,6 +1,7 @@
 """The HTTP API: a Unix socket with mode 0600, and loopback where the configuration asks for it (no authentication).
 
-    GET  /v1/volumes   /v1/volumes/{name}          POST /v1/volumes/{name}/cancel
+    GET  /v1/volumes   /v1/volumes/{name}          POST /v1/volumes/{name}/cancel   POST /v1/volumes/{name}/cutover
+    GET  /v1/volumes/{name}/doctor                 findings: [{volume, check, state, finding, fix}]
     GET  /v1/detours   /v1/detours/{id}            POST /v1/detours {volume, store, tag}    POST /v1/detours/{id}/cancel
     GET  /v1/detours/{id}/events                   server-sent events: one progress document each, the last has a result
     GET  /v1/backups   /v1/backups/{id}            POST /v1/backups/{id}/verify   POST /v1/backups/{id}/restore {to}
@@ -42,11 +43,16 @@ class GatewayLike(Protocol):
 
     def volume_document(self, volume: str) -> dict[str, Any]: ...
 
-    def start_detour(self, volume: str, store: str | None = None, tag: str = "") -> Any: ...
+    def start_detour(self, volume: str, store: str | None = None, tag: str = "", hold_cutover: bool = False
+                     ) -> Any: ...
 
     def run_of(self, run_id: str) -> Any: ...
 
     def cancel_volume(self, volume: str) -> Any: ...
+
+    def cut_over(self, volume: str) -> Any: ...
+
+    def examine(self, volume: str) -> Awaitable[list[dict[str, Any]]]: ...
 
     def verify(self, backup_id: str) -> Awaitable[Any]: ...
 
@@ -67,6 +73,8 @@ def make_app(gateway: GatewayLike) -> Starlette:
             Route("/v1/volumes", routes.volumes),
             Route("/v1/volumes/{name}", routes.volume),
             Route("/v1/volumes/{name}/cancel", routes.cancel_volume, methods=["POST"]),
+            Route("/v1/volumes/{name}/cutover", routes.cut_over, methods=["POST"]),
+            Route("/v1/volumes/{name}/doctor", routes.doctor),
             Route("/v1/detours", routes.detours),
             Route("/v1/detours", routes.start, methods=["POST"]),
             Route("/v1/detours/{id}", routes.detour),
@@ -135,9 +143,20 @@ class _Routes:
         _known(lambda: self._gateway.volume_document(name))
         return JSONResponse(self._gateway.cancel_volume(name).document(), 202)
 
+    async def cut_over(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        _known(lambda: self._gateway.volume_document(name))
+        return JSONResponse(self._gateway.cut_over(name).document(), 202)
+
+    async def doctor(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        _known(lambda: self._gateway.volume_document(name))
+        return JSONResponse(await self._gateway.examine(name))
+
     async def start(self, request: Request) -> Response:
         asked = await _body(request, StartRequest)
-        return JSONResponse(self._gateway.start_detour(asked.volume, asked.store, asked.tag).document(), 201)
+        run = self._gateway.start_detour(asked.volume, asked.store, asked.tag, asked.hold_cutover)
+        return JSONResponse(run.document(), 201)
 
     async def detours(self, _request: Request) -> Response:
         return JSONResponse([run.document() for run in self._gateway.runs.values()])

@@ -53,6 +53,7 @@ class BackupRecord(BaseModel):
     pit_ns: int = 0                 # the point in time; 0: not frozen yet
     started_ns: int = 0
     ended_ns: int = 0
+    host_write_bytes_s: float | None = None     # how fast hosts wrote during the copy, on average
     checksums_crc: int | None = None
     identity: dict[str, Any] = {}   # of main's logical unit: vendor, product, serial, NAA name
 

@@ -17,11 +17,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "target": ("target", "Serve files, devices or memory as a plain iSCSI target with a redirect API."),
     "backup": ("backup", "Start a detour and follow it."),
     "status": ("status", "Show volumes and running detours."),
+    "cutover": ("cutover", "Let a host go home whose cutover was held back."),
     "cancel": ("cancel", "End the copy, catch up, send the host home."),
     "backups": ("backups", "List finished backups."),
     "show": ("show", "Show one backup."),
     "verify": ("verify", "Read a backup and compare it with its checksums."),
     "restore": ("restore", "Write a backup to a volume."),
+    "doctor": ("doctor", "Check everything a detour needs, before it is needed."),
     "bench": ("bench", "Load a volume and measure it."),
     "ls": ("ls", "List targets and LUNs of an iSCSI portal."),
     "inq": ("inq", "Show what a logical unit says of itself."),
@@ -73,8 +75,9 @@ def cli() -> None:
 
 
 def complain(message: str, hint: str = "") -> None:
-    """One sentence, and what to do next, on standard error."""
-    click.echo(f"detour: {message}", err=True)
+    """One sentence, and what to do next, on standard error. What a peer said may be in it: nothing that a terminal
+    takes for a command is passed on."""
+    click.echo("".join(one if one.isprintable() or one == "\n" else "?" for one in f"detour: {message}"), err=True)
     if hint:
         click.echo(f"  {hint}", err=True)
 

@@ -175,6 +175,11 @@ class RedirectDriver(ABC):
     def door(self) -> Door:
         return Door()
 
+    def traps(self, sessions: list[MainSession]) -> list[tuple[str, str]]:
+        """What of the addresses of these sessions, main's and the gateway's keeps the redirect from working: sentences,
+        each with what to do."""
+        return []
+
     async def close(self) -> None:
         """Gives back connections of the driver itself."""
         return None

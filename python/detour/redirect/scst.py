@@ -29,7 +29,7 @@ from detour.redirect.base import (
     wait_gone,
 )
 from detour.redirect.command import CommandRunner
-from detour.redirect.witness import WitnessedDriver, WitnessedOptions, same_place
+from detour.redirect.witness import WitnessedDriver, WitnessedOptions, same_host, same_place
 from detour.urls import parse_duration, parse_endpoint
 
 ISCSI_PORT = 3260
@@ -116,6 +116,13 @@ class ScstDriver(WitnessedDriver):
 
     async def barrier(self) -> None:
         await wait_gone(self, parse_duration(self.options.barrier_limit))
+
+    def traps(self, sessions: list[MainSession]) -> list[tuple[str, str]]:
+        portal = self.context.portal
+        if not same_host(portal.host, self.context.gateway.host):
+            return []
+        return [(f"SCST does not redirect from its portal {portal} to the same address, whatever the port",
+                 "Give gateway.advertise an address that is not main's.")]
 
     async def check_own(self) -> None:
         """The gateway's sessions are on its door target: all of this target's are hosts'."""

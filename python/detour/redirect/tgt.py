@@ -162,6 +162,12 @@ class TgtDriver(RedirectDriver):
     def door(self) -> Door:
         return Door(source_ip=self.context.gateway.host)
 
+    def traps(self, sessions: list[MainSession]) -> list[tuple[str, str]]:
+        door = _same_ip(self.context.gateway.host)
+        return [(f"{session.initiator} comes from {session.peer}: tgtd does not redirect from a redirect's own address",
+                 "Give gateway.advertise an address that no host comes from.")
+                for session in sessions if not session.ours and _same_ip(session.peer) == door]
+
     # -- tgtadm ------------------------------------------------------------------------------------------------------
 
     def _claim(self, sessions: list[MainSession]) -> list[MainSession]:

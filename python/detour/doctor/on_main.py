@@ -1,0 +1,170 @@
+"""Checks of main storage: reachable, the right disk, a redirect that works, hosts, traps of addresses, the pause."""
+from __future__ import annotations
+
+import asyncio
+import time
+
+from detour.doctor.findings import Case, Finding, ok, problem, warning
+from detour.errors import DetourError, LoginError, StorageError
+from detour.iscsi.session import LoginOptions, discover, open_socket
+from detour.redirect.witness import same_host
+from detour.urls import IscsiUrl
+
+HOST_COMMAND_S = 30.0           # a command's timer on Linux and Windows: a pause must stay well below it
+HOLD_S = 0.08                   # what a pause costs besides main's control interface
+PORTAL_LIMIT_S = 3.0
+
+
+async def check_main(case: Case) -> list[Finding]:
+    """Main answers, and lets the gateway log in with the name that it has."""
+    if case.main is None:
+        return [_unreachable(case)]
+    identity = getattr(case.main, "identity", None)
+    case.size_bytes = case.main.size_bytes
+    found = [ok("main", f"{case.section.main} answers: {case.size_bytes} bytes in blocks of {case.main.block_bytes}",
+                bytes=case.size_bytes, block_bytes=case.main.block_bytes)]
+    if identity is None:
+        return found
+    if identity.write_protected:
+        found.append(problem("main", "main is write protected: it could never be caught up",
+                             "Take the write protection off for the gateway's initiator name."))
+    if not identity.serial and not identity.names:
+        found.append(warning("identity", "main tells neither a serial number nor a name (VPD pages 80h, 83h)",
+                             "Give the LUN a serial number: hosts with multipath tell disks apart by it."))
+    else:
+        told = f"serial number {identity.serial}" if identity.serial else f"{len(identity.names)} names in VPD page 83h"
+        found.append(ok("identity", f"{identity.vendor} {identity.product}, {told}", serial=identity.serial))
+    return found
+
+
+def _unreachable(case: Case) -> Finding:
+    error = case.main_error
+    sentence = error.message if isinstance(error, DetourError) else str(error or "main was not opened")
+    fix = "Check the address in volume.main, the network between gateway and main, and that main's service runs."
+    if isinstance(error, LoginError):
+        fix = {1: f"Let main accept the initiator name {case.driver.context.initiator_name}; check volume.main-auth.",
+               2: f"Add {case.driver.context.initiator_name} to main's access list, or set volume.initiator-name.",
+               3: "Check the target's name in volume.main."}.get(error.status_detail, fix)
+        if error.status_class == 1:
+            fix = "Main redirects now: a detour is under way, or was left behind. See `detour status`."
+    hint = error.hint if isinstance(error, DetourError) else ""
+    return problem("main", f"main cannot be used: {sentence}", f"{hint} {fix}".strip())
+
+
+async def check_portals(case: Case) -> list[Finding]:
+    """Every portal that main tells of: a host may use any of them."""
+    main = case.section.main
+    if not isinstance(main, IscsiUrl):
+        return []
+    try:
+        told = await discover(main.host, main.port, LoginOptions(
+            case.driver.context.initiator_name, connect_seconds=PORTAL_LIMIT_S, login_seconds=PORTAL_LIMIT_S))
+    except DetourError as error:
+        return [warning("portals", f"main does not tell its portals: {error.message}",
+                        "Allow discovery to the gateway, or look by hand that every portal redirects.")]
+    portals = [(host, port) for target in told if target.name.lower() == main.target.lower()
+               for host, port, _ in target.addresses]
+    away = [f"{host}:{port}" for (host, port), there in zip(
+        portals, await asyncio.gather(*(_answers(*portal) for portal in portals)), strict=True) if not there]
+    if away:
+        return [warning("portals", f"main tells of portals that the gateway does not reach: {', '.join(away)}",
+                        "Hosts may use them: make sure that they redirect too.",
+                        portals=[f"{host}:{port}" for host, port in portals])]
+    return [ok("portals", f"{len(portals)} portals, all reached", portals=[f"{host}:{port}" for host, port in portals])]
+
+
+async def _answers(host: str, port: int) -> bool:
+    try:
+        (await open_socket(host, port, None, PORTAL_LIMIT_S)).close()
+    except DetourError:
+        return False
+    return True
+
+
+async def check_redirect(case: Case) -> list[Finding]:
+    """The driver's own checks, and that nothing is redirected now."""
+    begun = time.monotonic()
+    try:
+        await case.driver.prepare()
+        await case.driver.verify(None)
+    except (DetourError, OSError) as error:
+        hint = error.hint if isinstance(error, DetourError) else ""
+        said = error.message if isinstance(error, DetourError) else str(error)
+        return [problem("redirect", f"main could not redirect hosts ({case.driver.name}): {said}",
+                        hint or "Check the table redirect of the volume against docs/redirect.md.")]
+    case.actions_s = time.monotonic() - begun
+    return [ok("redirect", f"main can redirect hosts ({case.driver.name}), and does not now",
+               seconds=round(case.actions_s, 3))]
+
+
+async def check_hosts(case: Case) -> list[Finding]:
+    """Who is on main, and whether an address of theirs is a trap."""
+    try:
+        case.sessions = await case.driver.sessions()
+    except (DetourError, OSError) as error:
+        said = error.message if isinstance(error, DetourError) else str(error)
+        return [problem("hosts", f"main does not tell its sessions: {said}", "Check the table redirect of the volume.")]
+    hosts = [session for session in case.sessions if not session.ours]
+    if not hosts:
+        return [warning("hosts", "no host is logged in to main", "Nothing, if the volume is not in use now.")]
+    names = sorted({session.initiator for session in hosts})
+    found = [ok("hosts", f"{len(hosts)} sessions of {', '.join(names)}", sessions=len(hosts), initiators=names)]
+    if any(session.initiator.lower() == case.driver.context.initiator_name.lower() for session in hosts):
+        found.append(problem("hosts", f"a host has the gateway's own name {case.driver.context.initiator_name}",
+                             "Give the gateway another one: volume.initiator-name."))
+    return found
+
+
+async def check_addresses(case: Case) -> list[Finding]:
+    """Targets leave a login alone that comes from, or to, the very address of the redirect."""
+    traps = case.driver.traps(case.sessions)
+    main = case.section.main
+    if isinstance(main, IscsiUrl) and same_host(main.host, case.gateway.host) and main.port == case.gateway.port:
+        traps.append((f"main and the gateway have the same address {case.gateway}",
+                      "Write the gateway's own address into gateway.advertise."))
+    if traps:
+        return [problem("addresses", sentence, fix) for sentence, fix in traps]
+    return [ok("addresses", f"{case.gateway} is neither a host's nor main's")]
+
+
+async def check_pause(case: Case) -> list[Finding]:
+    """What a pause costs before a byte is flushed, against the volume's limit and the host's."""
+    floor_s = HOLD_S + case.actions_s
+    limit_s = case.section.max_pause
+    figures = {"floor_ms": round(floor_s * 1e3, 1), "limit_ms": round(limit_s * 1e3, 1)}
+    if limit_s >= HOST_COMMAND_S / 2:
+        return [problem("pause", f"max-pause is {limit_s:g} s: commands of hosts give up after {HOST_COMMAND_S:g} s",
+                        "Keep volume.max-pause well below the command timeout of the host.", **figures)]
+    if floor_s >= limit_s:
+        return [problem("pause", f"a pause takes at least {floor_s:.2f} s here, and max-pause is {limit_s:g} s",
+                        "Raise volume.max-pause, or reach main's control interface faster (ssh with ControlMaster).",
+                        **figures)]
+    if floor_s >= limit_s / 2:
+        return [warning("pause", f"{floor_s:.2f} s of the {limit_s:g} s of max-pause go to main's control interface",
+                        "Reach main's control interface faster (ssh with ControlMaster), or raise volume.max-pause.",
+                        **figures)]
+    return [ok("pause", f"a pause takes {floor_s:.2f} s and the last flush; max-pause is {limit_s:g} s", **figures)]
+
+
+async def observed_write_bytes_s(case: Case, seconds: float) -> float | None:
+    """How fast main is written to, from its own statistics (LOG SENSE page 19h) over a moment; None: it tells none."""
+    try:
+        first = await _written_blocks(case)
+        if first is None:
+            return None
+        begun = time.monotonic()
+        await asyncio.sleep(seconds)
+        last = await _written_blocks(case)
+    except (DetourError, StorageError):
+        return None
+    return None if last is None else max(0, last - first) * case.main.block_bytes / (time.monotonic() - begun)
+
+
+async def _written_blocks(case: Case) -> int | None:
+    """Number of logical blocks received for writing: parameter 0001h of General Statistics (SPC-4 7.3.9.2)."""
+    result = await case.main.command(bytes([0x4D, 0, 0x40 | 0x19, 0, 0, 0, 0, 0, 0x48, 0]), data_in_bytes=0x48,
+                                     check=False)
+    data = result.data
+    if not result.good or len(data) < 4 + 4 + 0x28 or data[0] & 0x3F != 0x19 or data[4:6] != b"\x00\x01":
+        return None
+    return int.from_bytes(data[4 + 4 + 16:4 + 4 + 24], "big")
