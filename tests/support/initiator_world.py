@@ -26,8 +26,9 @@ class World:
         self.answers: dict[int, tuple[int, tuple[int, ...], bytes | None]] = {}
         self.events: list[tuple[int, tuple[int, ...], bytes | None]] = []
 
-    def attach(self) -> None:
-        assert self.wait(self.store.attach(*self.target.connect()))[0] == 0
+    def attach(self, **more: object) -> None:
+        fd, params = self.target.connect()
+        assert self.wait(self.store.attach(fd, {**params, **more}))[0] == 0
 
     def turn(self, turns: int = 1) -> None:
         for _ in range(turns):

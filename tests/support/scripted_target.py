@@ -79,6 +79,7 @@ class Task:
     sequence_end: int = 0       # of the Data-Out sequence that is awaited now
     data_sn: int = 0
     ttt: int = NONE
+    r2ts: int = 0
 
 
 class ScriptedTarget:
@@ -230,7 +231,8 @@ class ScriptedTarget:
 
     def r2t(self, task: Task, offset: int, length: int, ttt: int = 0x1234) -> None:
         task.ttt, task.data_sn, task.sequence_end = ttt, 0, offset + length
-        self.send(self.header(0x31, 0x80, task.itt, counts=False, at20=ttt, at36=0, at40=offset, at44=length))
+        self.send(self.header(0x31, 0x80, task.itt, counts=False, at20=ttt, at36=task.r2ts, at40=offset, at44=length))
+        task.r2ts += 1
 
     def async_message(self, event: int, p1: int = 0, p2: int = 0, p3: int = 0, data: bytes = b"") -> None:
         out = self.header(0x32, 0x80)

@@ -107,6 +107,47 @@ def test_r2t_for_what_is_not_there(offset: int, length: int, ttt: int) -> None:
     assert world.status(ticket) == 0
 
 
+@pytest.mark.parametrize(("asks", "outstanding"), [
+    ([(1, 0, 512)], 1), ([(0, 0, 512), (0, 512, 512)], 2), ([(0, 1024, 512), (1, 512, 512)], 2),
+    ([(0, 0, 1024), (1, 512, 512)], 2), ([(0, 0, 262144), (1, 262144, 262144)], 1)])
+def test_r2ts_out_of_order_or_beyond_what_was_negotiated(asks: list[tuple[int, int, int]], outstanding: int) -> None:
+    """R2TSN, offset, length of each."""
+    world = World(Negotiated(initial_r2t=True, immediate_data=False, target_data_max=512))
+    world.attach(outstanding_r2t_max=outstanding)
+    world.target._data_out = lambda pdu: None
+
+    def act(task: Task) -> bool:
+        for number, offset, length in asks:
+            world.target.send(world.target.header(0x31, 0x80, task.itt, counts=False, at20=5 + number, at36=number,
+                                                  at40=offset, at44=length))
+        return True
+
+    world.target.on_command = act
+    world.store.submit_write(0, bytes(1024 * KIB))
+    world.until(lambda: bool(world.lost()))
+    assert world.lost()[0][0] == E_PROTOCOL
+
+
+def test_data_in_with_a_number_left_out(world: World) -> None:
+    def act(task: Task) -> None:
+        world.target.data_in(task.itt, 0, b"x" * 512, final=False)
+        world.target.data_in(task.itt, 512, b"x" * 512, number=2, status=0)
+
+    assert harm(world, act)[0] == E_PROTOCOL
+
+
+def test_announcing_the_end_again_does_not_put_it_off() -> None:
+    world = World(nop_interval_ms=0)
+    world.reactor.set_clock(1)
+    world.attach()
+    for ms in range(0, 8000, 200):
+        if not world.lost():
+            world.target.async_message(2)
+        world.reactor.set_clock(ms * 1_000_000 + 2)
+        world.turn(2)
+    assert world.lost()[0][1] == 2
+
+
 def test_r2t_for_a_read(world: World) -> None:
     assert harm(world, lambda task: world.target.send(
         world.target.header(0x31, 0x80, task.itt, counts=False, at20=5, at40=0, at44=512)))[0] == E_PROTOCOL

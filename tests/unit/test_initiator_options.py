@@ -36,3 +36,18 @@ def test_what_the_url_says_is_used():
 def test_what_does_not_fit_together_is_wrong_use(url, options):
     with pytest.raises(UsageError):
         login_options(url, **options)
+
+
+def test_what_the_url_says_of_digests_names_and_the_target_counts(monkeypatch):
+    monkeypatch.setenv("DETOUR_TEST_SECRET", "the target's secret")
+    url = parse_iscsi_url("iscsi://user%own-secret@host/iqn.2026-01.example:a/1?mutual-user=main&data-digest=crc32c"
+                          "&mutual-secret-env=DETOUR_TEST_SECRET&initiator-name=iqn.2026-01.example:me")
+    how = login_options(url)
+    assert how.mutual == Credentials("main", Secret("the target's secret")) and how.initiator_name.endswith(":me")
+    assert how.wishes.data_digest == ("CRC32C", "None") and how.wishes.header_digest == ("None",)
+    assert login_options(url, initiator_name="iqn.2026-01.example:other").initiator_name.endswith(":other")
+
+
+def test_one_secret_for_both_directions_is_wrong_use():
+    with pytest.raises(UsageError, match="must differ"):
+        login_options(URL, mutual=Credentials("m", Secret("secret")))

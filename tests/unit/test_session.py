@@ -1,12 +1,14 @@
 """The initiator's side: connecting, redirects, limits in time, and targets that misbehave."""
 import asyncio
 import socket
+import struct
 
 import pytest
 
 from detour.errors import ClosedError, DetourError, LoginError, ProtocolError, StorageError, TimeoutError_
 from detour.iscsi import wire
 from detour.iscsi.login_target import Redirect
+from detour.iscsi.negotiation import Wishes
 from detour.iscsi.session import REDIRECT_HOPS_MAX, LoginOptions, discover, login, new_isid
 from tests.support.logins import INITIATOR, TARGET, target_login
 
@@ -188,6 +190,97 @@ def test_discovery_reads_names_and_addresses():
             assert [(one.name, one.addresses) for one in found] == [
                 ("iqn.2026-01.x:a", (("192.0.2.1", 3260, 1), ("2001:db8::1", 3261, 2))),
                 ("iqn.2026-01.x:b", (("127.0.0.1", peer.port, None),))]
+    run(work)
+
+
+def discovering(text_answer, *, seen=None):
+    """A portal whose answers to Text Requests are those of a function of the request and its number."""
+    def begin():
+        machine = target_login()
+        asked = 0
+
+        def answer(header, data):
+            nonlocal asked
+            opcode = header[0] & 0x3F
+            if opcode == wire.OP_LOGIN_REQUEST:
+                return machine.receive(wire.LoginRequest.unpack(header, data)).pack()
+            if seen is not None:
+                seen.append((opcode, header))
+            if opcode == wire.OP_TEXT_REQUEST:
+                asked += 1
+                return text_answer(wire.TextRequest.unpack(header, data), asked)
+            return wire.logout_response(3, 0, 0, 0) if opcode == wire.OP_LOGOUT_REQUEST else b""
+        return answer
+    return begin
+
+
+TARGET_A = b"TargetName=iqn.2026-01.x:a\0"
+
+
+def response(request, **fields):
+    return wire.TextResponse(**{"itt": request.itt, "data": TARGET_A, **fields}).pack()
+
+
+@pytest.mark.parametrize("answer, error", [
+    (lambda request, number: response(request, itt=99), "another Text Request"),
+    (lambda request, number: response(request, final=True, more=True), "goes on"),
+    (lambda request, number: response(request, final=True, ttt=5), "goes on"),
+    (lambda request, number: response(request, final=False), "without a tag"),
+    (lambda request, number: response(request, data=b"", final=False, ttt=5), "does not end"),
+    (lambda request, number: response(request, data=bytes(200_000)), "bytes of data"),
+    (lambda request, number: response(request, data=b"X" * 8000 + b"=", final=False, more=True, ttt=5), "longer than"),
+    (lambda request, number: response(request, data=b"TargetName=iqn.2026-01.x:\x1b[2J\0"), "no iSCSI name"),
+    (lambda request, number: response(request, data=TARGET_A + b"TargetAddress=a b\0"), "no address"),
+    (lambda request, number: response(request, data=TARGET_A + b"TargetAddress=h:99999\0"), "no address"),
+    (lambda request, number: response(request, data=b"\xff\xfe"), "UTF-8"),
+    (lambda request, number: wire.reject(4, bytes(48), 0, 0, 0), "PDU 3fh"),
+    (lambda request, number: b"\x25\x80" + bytes(46), "PDU 25h")])
+def test_answers_to_discovery_that_mean_harm(answer, error):
+    async def work():
+        async with Peer(discovering(answer)) as peer:
+            with pytest.raises(ProtocolError, match=error):
+                await discover("127.0.0.1", peer.port, options(wishes=Wishes(recv_data_bytes_max=65536)))
+    run(work)
+
+
+def test_discovery_answers_pings_and_keeps_the_lun_of_a_long_answer():
+    seen = []
+    lun = b"\0\7" + bytes(6)
+
+    def answer(request, number):
+        if number == 1:
+            ping = struct.pack(">BBxxI8sIIIII12x", wire.OP_NOP_IN, 0x80, 0, lun, wire.TAG_NONE, 77, 10, 0, 0)
+            return ping + response(request, final=False, ttt=5, lun=lun, stat_sn=11)
+        return response(request, data=b"TargetAddress=[::1]:9,1\0", stat_sn=12)
+
+    async def work():
+        async with Peer(discovering(answer, seen=seen)) as peer:
+            found = await discover("127.0.0.1", peer.port, options())
+            assert [(one.name, one.addresses) for one in found] == [("iqn.2026-01.x:a", (("::1", 9, 1),))]
+    run(work)
+    pong = next(header for opcode, header in seen if opcode == wire.OP_NOP_OUT)
+    assert pong[8:16] == lun and pong[16:24] == b"\xff" * 4 + (77).to_bytes(4, "big")
+    second = [header for opcode, header in seen if opcode == wire.OP_TEXT_REQUEST][1]
+    assert second[8:16] == lun and second[20:24] == (5).to_bytes(4, "big") and second[28:32] == (12).to_bytes(4, "big")
+
+
+def test_a_discovery_session_that_the_portal_ends():
+    async def work():
+        def end(request, number):
+            return b"".join(struct.pack(">BBxxI8xI4xIIIB11x", wire.OP_ASYNC_MESSAGE, 0x80, 0, wire.TAG_NONE, 5, 0, 0,
+                                        event) for event in (wire.ASYNC_SCSI, wire.ASYNC_DROP_CONNECTION))
+
+        async with Peer(discovering(end)) as peer:
+            with pytest.raises(ClosedError, match="event 2"):
+                await discover("127.0.0.1", peer.port, options())
+    run(work)
+
+
+def test_digests_are_not_asked_for_in_discovery():
+    async def work():
+        async with Peer(discovering(lambda request, number: response(request))) as peer:
+            wishes = Wishes(header_digest=("CRC32C",), data_digest=("CRC32C",))
+            assert (await discover("127.0.0.1", peer.port, options(wishes=wishes)))[0].name == "iqn.2026-01.x:a"
     run(work)
 
 

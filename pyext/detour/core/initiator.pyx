@@ -87,9 +87,10 @@ cdef void run_send(void* owner) noexcept nogil:
 
 
 cdef void leave(Initiator* initiator, bint logout) noexcept nogil:
-    # No command is begun any more; what is in flight is waited for.
+    # No command is begun any more; what is in flight is waited for. Asked for again, the time does not begin anew.
+    if not initiator.leaving:
+        initiator.leaving_ns = initiator.store.loop.now_ns
     initiator.leaving = True
-    initiator.leaving_ns = initiator.store.loop.now_ns
     if logout:
         initiator.logout_wanted = True
         loop_defer(initiator.store.loop, &initiator.send_work)
@@ -104,6 +105,8 @@ cdef int data_in_header(Initiator* initiator, PduRx* rx) noexcept nogil:
     if unlikely(task == NULL or task.direction != 1):
         return E_PROTOCOL
     if unlikely(offset_bytes != task.received_bytes or rx.data_bytes > task.length_bytes - offset_bytes):
+        return E_PROTOCOL
+    if unlikely(get_be32(rx.header + 36) != task.data_sn):
         return E_PROTOCOL
     rx.data = task.data + offset_bytes
     return OK
@@ -134,6 +137,7 @@ cdef int data_in(Initiator* initiator, PduRx* rx) noexcept nogil:
     if unlikely(task == NULL):
         return E_PROTOCOL
     task.received_bytes += rx.data_bytes
+    task.data_sn += 1
     take_numbers(initiator, rx.header, flags & DATA_IN_STATUS)
     if flags & DATA_IN_STATUS:
         memset(&answer, 0, sizeof(answer))
@@ -177,7 +181,8 @@ cdef int ready_to_transfer(Initiator* initiator, PduRx* rx) noexcept nogil:
     if unlikely(task == NULL):
         return E_PROTOCOL
     take_numbers(initiator, rx.header, False)
-    return task_r2t(initiator, task, get_be32(rx.header + 20), get_be32(rx.header + 40), get_be32(rx.header + 44))
+    return task_r2t(initiator, task, get_be32(rx.header + 36), get_be32(rx.header + 20), get_be32(rx.header + 40),
+                    get_be32(rx.header + 44))
 
 
 cdef int nop_in(Initiator* initiator, PduRx* rx) noexcept nogil:
@@ -612,8 +617,9 @@ cdef class InitiatorStore(StoreHandle):
 
     @property
     def session(self) -> dict:
-        """Figures since the start: attachments, retries, rejects; commands in flight now; bytes of this connection."""
+        """Figures since the start: attachments, answers, retries, rejects; commands in flight now; bytes of this
+        connection."""
         cdef Initiator* initiator = self.initiator
-        return {"attachments": initiator.reconnects, "retries": initiator.retries, "rejects": initiator.rejects,
-                "commands_in_flight": initiator.tasks_flying, "rx_bytes": initiator.conn.rx_bytes,
+        return {"attachments": initiator.reconnects, "answers": initiator.answers, "retries": initiator.retries,
+                "rejects": initiator.rejects, "commands_in_flight": initiator.tasks_flying, "rx_bytes": initiator.conn.rx_bytes,
                 "tx_bytes": initiator.conn.tx_bytes, "lost_ns": initiator.lost_ns}

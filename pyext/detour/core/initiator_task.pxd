@@ -49,6 +49,8 @@ cdef struct Task:
     uint8_t* data                   # where Data-In goes, where Data-Out is taken from
     uint32_t length_bytes           # expected data transfer length
     uint32_t received_bytes         # Data-In comes in order: also the offset expected next
+    uint32_t data_sn                # DataSN or R2TSN that is expected next
+    uint32_t asked_bytes            # up to where R2Ts have asked for data: they come in order
     uint32_t tx_pending             # queued PDUs that point to `data`
     uint32_t bursts_open            # R2Ts not wholly sent
     uint32_t retries
@@ -114,6 +116,7 @@ cdef struct Initiator:
     Deferred send_work
     Command* leave_command          # detach() or logout() of Python, answered when closed
     uint64_t reconnects             # attachments so far
+    uint64_t answers                # commands that a target has answered
     uint64_t retries
     uint64_t rejects
     ns_t lost_ns                    # when the connection was lost; 0 while attached
@@ -128,8 +131,8 @@ cdef void task_submit(Initiator* initiator, Io* io) noexcept nogil
 cdef void tasks_pump(Initiator* initiator) noexcept nogil
 # The task of a tag from the wire, or NULL: only one that waits for its answer.
 cdef Task* task_find(Initiator* initiator, uint32_t tag) noexcept nogil
-# An R2T: E_PROTOCOL when it asks for what is not the task's.
-cdef int task_r2t(Initiator* initiator, Task* task, uint32_t target_tag, uint32_t offset_bytes,
+# An R2T: E_PROTOCOL when it asks for what is not the task's, out of order, or for more at once than was negotiated.
+cdef int task_r2t(Initiator* initiator, Task* task, uint32_t r2t_sn, uint32_t target_tag, uint32_t offset_bytes,
                   uint32_t length_bytes) noexcept nogil
 cdef void task_answered(Initiator* initiator, Task* task, const Answer* answer) noexcept nogil
 cdef void task_failed(Initiator* initiator, Task* task, int status) noexcept nogil      # AGAIN: sent again

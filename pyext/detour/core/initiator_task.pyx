@@ -282,6 +282,8 @@ cdef void task_send(Initiator* initiator, Task* task, TxPdu* pdu) noexcept nogil
     task.tag = tag_new(initiator, task.index)
     task.state = TASK_SENT
     task.received_bytes = 0
+    task.data_sn = 0
+    task.asked_bytes = 0
     task.bursts_open = 0
     task.sent_ns = initiator.store.loop.now_ns
     task.tx_pending = 1
@@ -416,21 +418,29 @@ cdef void tasks_pump(Initiator* initiator) noexcept nogil:
             burst_send(initiator, initiator.burst_head, pdu)
 
 
-cdef int task_r2t(Initiator* initiator, Task* task, uint32_t target_tag, uint32_t offset_bytes,
+cdef int task_r2t(Initiator* initiator, Task* task, uint32_t r2t_sn, uint32_t target_tag, uint32_t offset_bytes,
                   uint32_t length_bytes) noexcept nogil:
-    cdef uint32_t i
-    if task.direction != 2 or target_tag == TAG_NONE or length_bytes == 0:
+    # RFC 7143, 11.8: numbered from 0, in the order of the data (DataSequenceInOrder), at most MaxOutstandingR2T at once.
+    cdef uint32_t i, waiting = 0
+    cdef Burst* free_burst = NULL
+    if task.direction != 2 or target_tag == TAG_NONE or length_bytes == 0 or r2t_sn != task.data_sn:
         return E_PROTOCOL
     if offset_bytes > task.length_bytes or length_bytes > task.length_bytes - offset_bytes:
         return E_PROTOCOL
-    if length_bytes > initiator.conn.params.burst_bytes_max:
+    if length_bytes > initiator.conn.params.burst_bytes_max or offset_bytes < task.asked_bytes:
         return E_PROTOCOL
     for i in range(1, <uint32_t>BURSTS_MAX):
-        if not task.bursts[i].queued:
-            burst_open(initiator, task, &task.bursts[i], target_tag, offset_bytes, offset_bytes + length_bytes)
-            loop_defer(initiator.store.loop, &initiator.send_work)
-            return OK
-    return E_PROTOCOL
+        if task.bursts[i].queued:
+            waiting += 1
+        else:
+            free_burst = &task.bursts[i]
+    if free_burst == NULL or waiting >= initiator.conn.params.outstanding_r2t_max:
+        return E_PROTOCOL
+    task.data_sn += 1
+    task.asked_bytes = offset_bytes + length_bytes
+    burst_open(initiator, task, free_burst, target_tag, offset_bytes, offset_bytes + length_bytes)
+    loop_defer(initiator.store.loop, &initiator.send_work)
+    return OK
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -521,6 +531,7 @@ cdef int command_verdict(Task* task, const Answer* answer) noexcept nogil:
 
 cdef void task_answered(Initiator* initiator, Task* task, const Answer* answer) noexcept nogil:
     cdef int status
+    initiator.answers += 1
     if task.io.op == STORE_COMMAND:
         status = command_verdict(task, answer)
     else:

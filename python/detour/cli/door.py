@@ -69,7 +69,8 @@ def read_door(*, chap_users: tuple[str, ...] = (), chap_secret_files: tuple[str,
     from detour.iscsi.chap import ALGORITHMS, ChapAuth, algorithm_number
 
     if len(chap_users) != len(chap_secret_files):
-        raise UsageError("each --chap-user needs its --chap-secret-file")
+        raise UsageError("each --chap-user and its --chap-secret-file belong together",
+                         hint="Name as many files as users, in the same order.")
     algorithms = tuple(map(algorithm_number, chap_algorithms)) or tuple(ALGORITHMS)
     users = [_pair(user, file, "chap") for user, file in zip(chap_users, chap_secret_files, strict=True)]
     mutual = _pair(mutual_user, mutual_secret_file, "mutual")

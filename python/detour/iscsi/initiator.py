@@ -91,6 +91,8 @@ class Connection(OpenStore):
         self._options = options
         self._retry_seconds = retry_seconds
         self._retry: asyncio.Task[None] | None = None
+        self._answers = 0               # commands answered when the session was last lost
+        self._lost_since: float | None = None   # loop time since when no session has answered a request
         self._insists = False
         self._watchers: list[StateCallback] = []
         runtime.on_event(events.INITIATOR_LOST, store_id, self._on_lost)
@@ -174,14 +176,30 @@ class Connection(OpenStore):
         self.last_error = from_status(reason).message if reason < 0 else "the session ended"
         log.warning("session lost", url=self.url, reason=self.last_error, announced=announced or None)
         self._set_state("lost")
-        self._begin_retry(float(time2wait_s) if announced else 0.0, self._retry_seconds)
+        self._begin_retry(float(time2wait_s) if announced else 0.0, self._retry_seconds - self._wasted_seconds(), True)
+
+    def _wasted_seconds(self) -> float:
+        """How long sessions have been coming and going without an answer to a request: a target that takes logins and
+        nothing else must not keep requests waiting for longer than one that is not there."""
+        now, answers = asyncio.get_running_loop().time(), self._initiator.session["answers"]
+        if self._lost_since is None or answers != self._answers or self._initiator.in_flight == 0:
+            self._answers, self._lost_since = answers, now
+        return now - self._lost_since
 
     def _on_async(self, _status: int, results: tuple[int, ...], _data: bytes | None) -> None:
         log.info("asynchronous message", url=self.url, kind=results[0], parameters=results[1:4])
 
-    def _begin_retry(self, wait_seconds: float, retry_seconds: float) -> None:
+    def _begin_retry(self, wait_seconds: float, retry_seconds: float, bounded: bool = False) -> None:
+        """bounded: without time left there is no login at all."""
         if self._retry is None or self._retry.done():
-            self._retry = asyncio.create_task(self._retry_until(wait_seconds, retry_seconds))
+            hopeless = bounded and retry_seconds < 0 and not self._insists
+            self._retry = asyncio.create_task(self._give_up() if hopeless
+                                              else self._retry_until(wait_seconds, retry_seconds))
+
+    async def _give_up(self) -> None:
+        self._set_state("failed")
+        log.error("the storage is given up", url=self.url, reason=self.last_error)
+        await self.runtime.wait(self._initiator.fail(), check=False)
 
     async def _retry_until(self, wait_seconds: float, retry_seconds: float) -> None:
         """Logs in until it succeeds, or, where nobody insists, another medium answers or the time is over."""
@@ -210,9 +228,7 @@ class Connection(OpenStore):
                 break
             await asyncio.sleep(pause)
             pause = min(pause * 2, RETRY_LAST_SECONDS)
-        self._set_state("failed")
-        log.error("the storage is given up", url=self.url, reason=self.last_error, seconds=retry_seconds)
-        await self.runtime.wait(self._initiator.fail(), check=False)
+        await self._give_up()
 
     async def _log_in_again(self) -> None:
         done = await login(self.target_url.host, self.target_url.port, self.target_url.target, self._options)

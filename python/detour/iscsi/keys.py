@@ -122,7 +122,7 @@ _NAME = re.compile(r"(iqn\.[0-9]{4}-[0-9]{2}\.|eui\.|naa\.|iqn\.)[^\s,;=/]{1,219
 
 def valid_name(name: str) -> bool:
     """Whether a text can be an iSCSI name (section 4.2.7): iqn., eui. or naa., at most 223 bytes."""
-    return len(name.encode()) <= 223 and _NAME.fullmatch(name) is not None
+    return len(name.encode()) <= 223 and name.isprintable() and _NAME.fullmatch(name) is not None
 
 
 def parse_number(text: str) -> int | None:
@@ -210,6 +210,6 @@ def parse_target_address(text: str) -> tuple[str, int, int | None]:
     """Host, port and portal group tag of a TargetAddress value (section 13.8); ProtocolError when it is none."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^\s\[\]:,]+))(?::([0-9]{1,5}))?(?:,([0-9]{1,5}))?", text)
     port = int(match[3] or 3260) if match else 0
-    if match is None or not 0 < port < 65536:
-        raise ProtocolError(f"TargetAddress={text[:128]} is no address")
+    if match is None or not text.isprintable() or not 0 < port < 65536:
+        raise ProtocolError(f"TargetAddress={text[:128]!r} is no address")
     return match[1] or match[2], port, int(match[4]) if match[4] else None

@@ -93,7 +93,7 @@ class InitiatorLogin:
 
     def _check(self, response: LoginResponse) -> None:
         self._rounds += 1
-        if response.status_class == 1:
+        if response.status_class == 1 and response.itt == self._itt:
             raise self._redirect(response)
         if response.status_class:
             raise LoginError(status_sentence(response.status_class, response.status_detail),
@@ -102,6 +102,8 @@ class InitiatorLogin:
             raise ProtocolError(f"the login takes more than {ROUNDS_MAX} exchanges")
         if response.isid != self._isid or response.itt != self._itt:
             raise ProtocolError("the Login Response answers another login")
+        if response.version_active:
+            raise ProtocolError(f"the target speaks version {response.version_active}, which was not asked for")
         if response.csg != self._stage or (response.transit and response.more):
             raise ProtocolError("the Login Response is of another stage")
         next_stage = OPERATIONAL if self._stage == SECURITY else FULL_FEATURE
@@ -152,7 +154,7 @@ class InitiatorLogin:
             raise ProtocolError("AuthMethod was answered twice")
         offered = ("None",) if self._chap is None else ("CHAP",) if self._mutual else ("CHAP", "None")
         if method not in offered:
-            raise LoginError(f"the target answers AuthMethod={method[:32]}, which was not offered",
+            raise LoginError(f"the target answers AuthMethod={method[:32]!r}, which was not offered",
                              status_class=2, status_detail=1)
         self._method = method
 

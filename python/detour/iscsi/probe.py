@@ -10,10 +10,11 @@ import struct
 from dataclasses import dataclass, replace
 
 from detour.core.crc32c import crc32c
-from detour.errors import ClosedError, CorruptError, ProtocolError, ScsiError
+from detour.errors import ClosedError, CorruptError, ProtocolError, ScsiError, TimeoutError_
 from detour.iscsi import wire
 from detour.iscsi.session import Login
 
+COMMAND_SECONDS = 20.0
 RETRIES_MAX = 32
 RETRY_SECONDS = 0.1
 STATUS_GOOD, STATUS_CHECK, STATUS_BUSY, STATUS_FULL = 0x00, 0x02, 0x08, 0x28
@@ -63,9 +64,14 @@ class RawUnit:
 
     async def command(self, cdb: bytes, *, data_in_bytes: int = 0, check: bool = True) -> RawResult:
         """Sends a CDB and waits for its end. Unit attentions, and units that are busy or becoming ready, are asked
-        again. With `check` a status other than GOOD raises ScsiError."""
+        again. With `check` a status other than GOOD raises ScsiError; TimeoutError_ without an answer."""
         for _ in range(RETRIES_MAX):
-            result = await self._once(cdb, data_in_bytes)
+            try:
+                async with asyncio.timeout(COMMAND_SECONDS):
+                    result = await self._once(cdb, data_in_bytes)
+            except TimeoutError:
+                raise TimeoutError_(f"{self.login.portal} did not answer command {cdb[0]:02x}h in {COMMAND_SECONDS:g} s"
+                                    ) from None
             key, code = sense_key(result.sense)
             if result.scsi_status in (STATUS_BUSY, STATUS_FULL) or (key == KEY_NOT_READY and code >> 8 == 0x04):
                 await asyncio.sleep(RETRY_SECONDS)

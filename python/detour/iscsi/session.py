@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -20,6 +21,8 @@ from detour.urls import format_endpoint
 
 REDIRECT_HOPS_MAX = 8
 TEXT_BYTES_MAX = 2**20          # of a SendTargets answer
+TEXT_PDUS_MAX = 4096
+TEXT_TASK = 2                   # task tag of the question
 
 T = TypeVar("T")
 
@@ -170,40 +173,99 @@ async def login(host: str, port: int, target: str | None, options: LoginOptions)
             host, port = moved.host, moved.port
 
 
-async def _text_exchange(sock: socket.socket, params: SessionParams, pairs: list[tuple[str, str]]) -> bytes:
-    """Answer to a Text Request, over as many PDUs as it takes, and then a Logout."""
-    itt, ttt, cmd_sn, exp_stat_sn = 2, wire.TAG_NONE, params.cmd_sn, params.stat_sn
-    text = wire.TextAssembly(TEXT_BYTES_MAX)
-    data = wire.encode_text(pairs)
-    while True:
-        await wire.send(sock, wire.TextRequest(itt, ttt=ttt, cmd_sn=cmd_sn, exp_stat_sn=exp_stat_sn, data=data).pack())
-        header, answer = await wire.receive_pdu(sock, params.recv_data_bytes_max)
-        response = wire.TextResponse.unpack(header, answer)
-        text.add(response.data)
-        cmd_sn, exp_stat_sn = wire.serial_add(cmd_sn, 1), wire.serial_add(response.stat_sn, 1)
-        ttt, data = response.ttt, b""
-        if response.final:
-            break
-    await wire.send(sock, wire.logout_request(3, params.cid, cmd_sn, exp_stat_sn))
-    await wire.receive_pdu(sock, params.recv_data_bytes_max)
-    return text.take()
+class _TextExchange:
+    """SendTargets in a session of its own: one question, its answer over as many PDUs as it takes, a Logout."""
+
+    def __init__(self, done: Login) -> None:
+        self._sock, self._params = done.sock, done.params
+        self._portal = done.portal
+        self._cmd_sn, self._exp_stat_sn = done.params.cmd_sn, done.params.stat_sn
+
+    async def ask(self, pairs: list[tuple[str, str]]) -> bytes:
+        text = wire.TextAssembly(TEXT_BYTES_MAX)
+        request = wire.TextRequest(TEXT_TASK, data=wire.encode_text(pairs))
+        for _ in range(TEXT_PDUS_MAX):
+            request.cmd_sn, request.exp_stat_sn = self._cmd_sn, self._exp_stat_sn
+            await wire.send(self._sock, request.pack())
+            self._cmd_sn = wire.serial_add(self._cmd_sn, 1)
+            response = await self._response()
+            text.add(response.data)
+            if response.final:
+                return text.take()
+            request = wire.TextRequest(TEXT_TASK, ttt=response.ttt, lun=response.lun)
+        raise ProtocolError(f"{self._portal} does not end its answer within {TEXT_PDUS_MAX} PDUs")
+
+    async def leave(self) -> None:
+        await wire.send(self._sock, wire.logout_request(TEXT_TASK + 1, self._params.cid, self._cmd_sn,
+                                                        self._exp_stat_sn))
+        await self._receive(wire.OP_LOGOUT_RESPONSE)
+
+    async def _response(self) -> wire.TextResponse:
+        response = wire.TextResponse.unpack(*await self._receive(wire.OP_TEXT_RESPONSE))
+        if response.itt != TEXT_TASK:
+            raise ProtocolError(f"{self._portal} answers another Text Request")
+        # Section 11.11: F and C exclude each other, and a tag is given as long as there is more to come.
+        if response.final and (response.more or response.ttt != wire.TAG_NONE):
+            raise ProtocolError(f"{self._portal} ends an answer that goes on")
+        if not response.final and response.ttt == wire.TAG_NONE:
+            raise ProtocolError(f"{self._portal} goes on without a tag")
+        return response
+
+    async def _receive(self, wanted: int) -> tuple[bytes, bytes]:
+        """The next PDU of a kind; pings on the way are answered."""
+        for _ in range(TEXT_PDUS_MAX):
+            header, data = await wire.receive_pdu(self._sock, self._params.recv_data_bytes_max)
+            opcode, stat_sn = header[0] & wire.OPCODE_MASK, int.from_bytes(header[24:28], "big")
+            if opcode == wanted:
+                self._exp_stat_sn = wire.serial_add(stat_sn, 1)
+                return header, data
+            if opcode == wire.OP_NOP_IN and header[20:24] != b"\xff\xff\xff\xff":
+                await wire.send(self._sock, wire.nop_out(header[8:16], header[20:24], self._cmd_sn, self._exp_stat_sn))
+            elif opcode == wire.OP_ASYNC_MESSAGE and header[36] != wire.ASYNC_SCSI:
+                raise ClosedError(f"{self._portal} ends the session (event {header[36]})")
+            elif opcode not in (wire.OP_NOP_IN, wire.OP_ASYNC_MESSAGE):
+                raise ProtocolError(f"{self._portal} answers a Text Request with PDU {opcode:02x}h")
+        raise ProtocolError(f"{self._portal} sends pings and no answer")
 
 
-async def discover(host: str, port: int, options: LoginOptions) -> list[DiscoveredTarget]:
-    """Targets that a portal offers (SendTargets=All in a discovery session)."""
-    done = await login(host, port, None, options)
+async def send_targets(done: Login, wanted: str, seconds: float) -> list[DiscoveredTarget]:
+    """Asks on a session without digests, and logs out: "All" or a name in a discovery session, "" in a normal one for
+    its own target. The socket is closed behind it."""
+    assert not done.params.header_digest and not done.params.data_digest
+    exchange = _TextExchange(done)
+
+    async def work() -> bytes:
+        text = await exchange.ask([("SendTargets", wanted)])
+        with suppress(ClosedError, ProtocolError):      # what was asked is known already
+            await exchange.leave()
+        return text
+
     try:
-        data = await _bounded(_text_exchange(done.sock, done.params, [("SendTargets", "All")]), options.login_seconds,
-                              f"SendTargets at {done.portal}")
+        data = await _bounded(work(), seconds, f"SendTargets at {done.portal}")
+    except OSError as error:
+        raise ClosedError(f"{done.portal} broke off: {error.strerror or error}") from None
     finally:
         done.sock.close()
+    return _targets_of(data, (done.host, done.port, None))
+
+
+def _targets_of(data: bytes, own: tuple[str, int, int | None]) -> list[DiscoveredTarget]:
+    """Names with their addresses; a target without one is at the portal that was asked (section 4.3)."""
     found: dict[str, list[tuple[str, int, int | None]]] = {}
     current = ""
     for key, value in wire.decode_text(data):
         if key == "TargetName":
+            if not keys.valid_name(value):
+                raise ProtocolError("a discovered target has no iSCSI name")
             current = value
             found.setdefault(current, [])
         elif key == "TargetAddress" and current:
             found[current].append(keys.parse_target_address(value))
-    return [DiscoveredTarget(name, tuple(addresses) or ((done.host, done.port, None),))
-            for name, addresses in found.items()]
+    return [DiscoveredTarget(name, tuple(addresses) or (own,)) for name, addresses in found.items()]
+
+
+async def discover(host: str, port: int, options: LoginOptions, wanted: str = "All") -> list[DiscoveredTarget]:
+    """Targets that a portal offers, or the one named `wanted`, by a discovery session."""
+    plain = replace(options.wishes, header_digest=("None",), data_digest=("None",))
+    done = await login(host, port, None, replace(options, wishes=plain))
+    return await send_targets(done, wanted, options.login_seconds)

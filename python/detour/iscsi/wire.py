@@ -214,6 +214,12 @@ def logout_response(itt: int, stat_sn: int, exp_cmd_sn: int, max_cmd_sn: int) ->
     return struct.pack(">BBBxI8xI4xIII12x", OP_LOGOUT_RESPONSE, FLAG_FINAL, 0, 0, itt, stat_sn, exp_cmd_sn, max_cmd_sn)
 
 
+def nop_out(lun: bytes, ttt: bytes, cmd_sn: int, exp_stat_sn: int) -> bytes:
+    """NOP-Out that answers a NOP-In of this LUN and tag, section 11.18."""
+    return struct.pack(">BBxxI8sI4sII16x", OP_NOP_OUT | OP_IMMEDIATE, FLAG_FINAL, 0, lun, TAG_NONE, ttt, cmd_sn,
+                       exp_stat_sn)
+
+
 def nop_in(itt: int, stat_sn: int, exp_cmd_sn: int, max_cmd_sn: int, data: bytes) -> bytes:
     """NOP-In that answers a NOP-Out, section 11.19."""
     return struct.pack(">BBxxI8xIIIII12x", OP_NOP_IN, FLAG_FINAL, len(data), itt, TAG_NONE, stat_sn, exp_cmd_sn,
