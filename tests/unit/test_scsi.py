@@ -80,7 +80,7 @@ def test_lengths_of_parameter_lists(cdb, length, direction):
 
 
 def test_medium_writers_of_other_kinds_are_known_as_such():
-    for opcode in (0x07, 0x3B, 0x3F, 0x83, 0x9F):
+    for opcode in (0x07, 0x3B, 0x3F, 0x9F):
         assert decode(bytes([opcode]) + bytes(15))["cls"] == OTHER_MEDIUM
 
 

@@ -15,7 +15,7 @@
 # done() is called exactly once for each submit, also when the task was aborted meanwhile. After done, release(request)
 # is called once (for every op), and the request's memory is the target's again.
 from detour.core.types cimport *
-from detour.core.reactor cimport Loop, Reactor
+from detour.core.reactor cimport Deferred, Loop, Reactor
 from detour.core.pool cimport PoolWaiter
 from detour.core.ranges cimport Range, RangeWaiter
 from detour.core.journal cimport CommitWaiter
@@ -32,6 +32,7 @@ cdef enum RequestOp:
 cdef enum RequestFlag:
     REQUEST_FUA = 1
     REQUEST_DPO = 2
+    REQUEST_PLACED = 4          # READ of a command that holds the place of a WRITE: it goes on wherever that WRITE would
 
 ctypedef void (*request_fn)(Request* request) noexcept nogil
 
@@ -43,6 +44,7 @@ cdef struct Request:            # lives in the target's task
     lba_t lba
     uint64_t blocks
     uint8_t* data
+    uint8_t* memory             # READ: where the device needs memory it takes this, of the target, not of the pool; or NULL
     uint64_t data_bytes         # READ, WRITE: blocks * block_bytes; COMMAND: data-out length, then data-in length
     request_fn ready
     request_fn done
@@ -56,6 +58,8 @@ cdef struct Request:            # lives in the target's task
     uint8_t scsi_status
     uint8_t sense[252]
     uint16_t sense_bytes
+    bint error_lba_known        # set with done when status is an error of the medium: the first block that failed
+    lba_t error_lba
     # the device's while it has the request
     Request* next
     Request* prev
@@ -85,6 +89,12 @@ cdef struct DeviceOps:
     # The target asks before each COMMAND and data command: 0, or the sense with which the command is refused
     # (unit attention, reservation, opcode not offered). May be NULL.
     uint32_t (*admit)(Device* device, const void* nexus, const ScsiCommand* command, uint8_t* scsi_status) noexcept nogil
+    # Whether a reservation forbids the command to this nexus (EXTENDED COPY asks it of the devices that it reads and
+    # writes; no unit attention is reported by it). May be NULL: no.
+    bint (*conflicts)(Device* device, const void* nexus, const ScsiCommand* command) noexcept nogil
+    # The task of a COMMAND that was submitted is aborted: it may be done at once, whatever goes on (SANITIZE does). May be
+    # NULL: the task waits for its end.
+    void (*forget)(Device* device, Request* request) noexcept nogil
     # A nexus came, or went, or was reset. May be NULL.
     void (*nexus_event)(Device* device, const void* nexus, int event) noexcept nogil
 
@@ -114,6 +124,27 @@ cdef struct DeviceLimits:
     uint32_t atomic_alignment_blocks
     uint32_t atomic_granularity_blocks
 
+# Commands that are atomic against all others that overlap (guard.pyx). An entry is such a command, from when its data
+# are there, or a request that came later and waits for one.
+ctypedef void (*guard_ready_fn)(void* owner) noexcept nogil
+
+cdef struct GuardEntry:         # lives in the target's task
+    lba_t lba
+    uint64_t blocks
+    bint exclusive
+    bint held                   # exclusive: the range is its own
+    bint listed
+    guard_ready_fn ready
+    void* owner
+    GuardEntry* next
+    GuardEntry* prev
+
+cdef struct Guard:
+    uint32_t exclusives         # in the list; 0: nobody looks at the list
+    GuardEntry* head            # in order of coming
+    GuardEntry* tail
+    Deferred work
+
 cdef struct Device:             # first member of each kind of device
     const DeviceOps* ops
     Loop* loop
@@ -121,7 +152,17 @@ cdef struct Device:             # first member of each kind of device
     uint64_t blocks
     uint32_t block_bytes
     bint read_only
+    bint software_protected     # SWP of the control mode page: writes are refused with 07/27/02
+    bint descriptor_sense       # D_SENSE of the control mode page: the target sends all sense data in descriptor format
     DeviceLimits limits
+    # What this device does not offer of that which the target side can do: bit a of withheld[opcode] is service action a
+    # (an opcode without service actions: bit 0). Refused with 05/20/00. All 0: everything that is known here.
+    uint32_t withheld[256]
+    # NAA designator as in VPD page 83h (type 3, of the logical unit): EXTENDED COPY finds devices by it. naa_bytes 0: none.
+    uint8_t naa[16]
+    uint8_t naa_bytes
+    Guard guard
+    uint16_t sanitize_progress  # of 65536; told with SENSE_SANITIZING
     # figures
     uint64_t reads
     uint64_t writes

@@ -20,6 +20,8 @@ cdef enum ScsiClass:
     SCSI_INFO = 15              # asks or sets state, touches no medium: INQUIRY, MODE SENSE, TEST UNIT READY, ...
     SCSI_REPORT_OPCODES = 16
     SCSI_OTHER_MEDIUM = 17      # known, could change the medium, not done on the overlay
+    SCSI_EXTENDED_COPY = 18     # LID1
+    SCSI_COPY_RESULTS = 19      # RECEIVE COPY RESULTS of it
 
 cdef enum ScsiStatus:
     STATUS_GOOD = 0x00
@@ -33,6 +35,7 @@ cdef enum ScsiStatus:
 # Sense as one number: key << 16 | asc << 8 | ascq
 cdef enum Sense:
     SENSE_NONE = 0
+    SENSE_INVALID_MESSAGE = 0x054900       # a task attribute that is not offered
     SENSE_NOT_READY_BECOMING = 0x020401
     SENSE_MEDIUM_READ_ERROR = 0x031100
     SENSE_MEDIUM_WRITE_ERROR = 0x030C00
@@ -52,6 +55,20 @@ cdef enum Sense:
     SENSE_UNEXPECTED_UNSOLICITED = 0x0B0C0C
     SENSE_NOT_ENOUGH_UNSOLICITED = 0x0B0C0D
     SENSE_MISCOMPARE = 0x0E1D00
+    SENSE_SANITIZING = 0x02041B            # with progress
+    SENSE_SANITIZE_FAILED = 0x033103
+    SENSE_OPERATION_IN_PROGRESS = 0x050016
+    SENSE_COPY_CSCDS_MAX = 0x052606
+    SENSE_COPY_CSCD_TYPE = 0x052607
+    SENSE_COPY_SEGMENTS_MAX = 0x052608
+    SENSE_COPY_SEGMENT_TYPE = 0x052609
+    SENSE_COPY_INLINE_MAX = 0x05260B
+    SENSE_COPY_ABORTED = 0x0A0000
+    SENSE_COPY_UNREACHABLE = 0x0A0804      # a CSCD that no descriptor names
+    SENSE_COPY_DEVICE_FAILED = 0x0A0D01
+    SENSE_COPY_NO_DEVICE = 0x0A0D02
+    SENSE_COPY_DEVICE_TYPE = 0x0A0D03
+    SENSE_COPY_GRANULARITY = 0x0A260D
     SENSE_COMMANDS_CLEARED = 0x062F00      # by another initiator
     SENSE_POWER_ON = 0x062901
     SENSE_LUN_RESET = 0x062903
@@ -85,11 +102,15 @@ cdef struct ScsiCommand:        # a decoded CDB
     bint immed
     lba_t lba
     uint64_t blocks             # transfer or verification or range length as in the CDB (READ 6 of 0 is 256)
+    uint32_t atomic_boundary    # WRITE ATOMIC: in blocks
     uint32_t length_bytes       # parameter list or allocation length, for what has one
     int direction               # 0 none, 1 data-in, 2 data-out: what the CDB means to move
 
 # OK, or E_UNSUPPORTED with cls SCSI_UNKNOWN. `available_bytes` is what the CDB field holds (16, or more with an AHS).
 cdef int scsi_decode(const uint8_t* cdb, uint32_t available_bytes, ScsiCommand* out) noexcept nogil
+cdef bint scsi_has_actions(uint8_t opcode) noexcept nogil
+# Whether an opcode has service actions, of which this one is not known here (INVALID FIELD IN CDB, not INVALID OPCODE).
+cdef bint scsi_is_unknown_action(const uint8_t* cdb) noexcept nogil
 # Fixed-format sense (18 bytes) with optional information field; answers the length.
 cdef uint32_t scsi_sense(uint8_t* out, uint32_t sense, bint information_valid, uint32_t information) noexcept nogil
 # Fixed-format sense data turned into descriptor format in place (SPC-4 4.5.2; room for 48 bytes); what is in that format

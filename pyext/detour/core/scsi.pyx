@@ -3,7 +3,7 @@
 # Owns: a table of 256 rows and a short list of service actions, filled when the module is loaded and never changed.
 # Invariants: a row with class SCSI_UNKNOWN is an opcode that no one here knows; fields that a CDB does not have stay 0.
 # Cost: one table look-up and a few loads for each command; service actions are a list of at most ROWS_MAX.
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from detour.core.endian cimport get_be16, get_be24, get_be32, get_be64
 from detour.core.types cimport *
@@ -31,6 +31,7 @@ cdef enum:
     DIRECTION_OUT = 2
     ACTIONS_MAX = 48
     SENSE_FIXED_BYTES = 18
+    SENSE_DESCRIBED_BYTES = 48
     SENSE_FIXED_CURRENT = 0x70
     LUN_NONE = 0xFFFFFFFF
 
@@ -98,11 +99,12 @@ cdef void fill_medium() noexcept nogil:
     add(0x9C, SCSI_WRITE_ATOMIC, 16, LAYOUT_RW16_SHORT, DIRECTION_OUT)
     add(0x04, SCSI_FORMAT, 6, LAYOUT_NONE, DIRECTION_OUT)
     add(0x48, SCSI_SANITIZE, 10, LAYOUT_LENGTH_7_16, DIRECTION_OUT)
+    rows[0x48].has_actions = True
+    add_action(0x83, 0x00, SCSI_EXTENDED_COPY, 16, LAYOUT_LENGTH_10_32, DIRECTION_OUT)
     # What else writes the medium on some disks: known, so that it is refused by name and never forwarded.
     add(0x07, SCSI_OTHER_MEDIUM, 6, LAYOUT_NONE, DIRECTION_OUT)               # REASSIGN BLOCKS
     add(0x3B, SCSI_OTHER_MEDIUM, 10, LAYOUT_LENGTH_6_24, DIRECTION_OUT)       # WRITE BUFFER
     add(0x3F, SCSI_OTHER_MEDIUM, 10, LAYOUT_LENGTH_7_16, DIRECTION_OUT)       # WRITE LONG(10)
-    add(0x83, SCSI_OTHER_MEDIUM, 16, LAYOUT_LENGTH_10_32, DIRECTION_OUT)      # EXTENDED COPY, POPULATE TOKEN
     add(0x9F, SCSI_OTHER_MEDIUM, 16, LAYOUT_NONE, DIRECTION_OUT)              # WRITE LONG(16)
 
 
@@ -131,7 +133,8 @@ cdef void fill_info() noexcept nogil:
     add(0x5F, SCSI_INFO, 10, LAYOUT_LENGTH_5_32, DIRECTION_OUT)         # PERSISTENT RESERVE OUT
     rows[0x5E].has_actions = True
     rows[0x5F].has_actions = True
-    add(0x84, SCSI_INFO, 16, LAYOUT_LENGTH_10_32, DIRECTION_IN)         # RECEIVE COPY RESULTS
+    add(0x84, SCSI_COPY_RESULTS, 16, LAYOUT_LENGTH_10_32, DIRECTION_IN)
+    rows[0x84].has_actions = True
     add(0xA0, SCSI_INFO, 12, LAYOUT_LENGTH_6_32, DIRECTION_IN)          # REPORT LUNS
     add(0xB7, SCSI_INFO, 12, LAYOUT_LENGTH_6_32, DIRECTION_IN)          # READ DEFECT DATA(12)
     add_action(0x9E, 0x10, SCSI_INFO, 16, LAYOUT_LENGTH_10_32, DIRECTION_IN)             # READ CAPACITY(16)
@@ -208,6 +211,8 @@ cdef void read_flags(const uint8_t* cdb, ScsiCommand* out) noexcept nogil:
         out.protect = flags >> 5
         out.dpo = (flags & 0x10) != 0
         out.fua = (flags & 0x08) != 0
+        if out.cls == SCSI_WRITE_ATOMIC:
+            out.atomic_boundary = get_be16(cdb + 10)
     elif out.cls in (SCSI_VERIFY, SCSI_WRITE_VERIFY):
         out.protect = flags >> 5
         out.dpo = (flags & 0x10) != 0
@@ -225,6 +230,8 @@ cdef void read_flags(const uint8_t* cdb, ScsiCommand* out) noexcept nogil:
         out.anchor = (flags & 0x01) != 0
     elif out.cls in (SCSI_SYNCHRONIZE, SCSI_PREFETCH):
         out.immed = (flags & 0x02) != 0
+    elif out.cls == SCSI_SANITIZE:
+        out.immed = (flags & 0x80) != 0
 
 
 cdef int scsi_decode(const uint8_t* cdb, uint32_t available_bytes, ScsiCommand* out) noexcept nogil:
@@ -246,6 +253,14 @@ cdef int scsi_decode(const uint8_t* cdb, uint32_t available_bytes, ScsiCommand* 
     return OK
 
 
+cdef bint scsi_has_actions(uint8_t opcode) noexcept nogil:
+    return rows[opcode].has_actions
+
+
+cdef bint scsi_is_unknown_action(const uint8_t* cdb) noexcept nogil:
+    return rows[cdb[0]].has_actions and find_row(cdb).cls == SCSI_UNKNOWN
+
+
 cdef uint32_t scsi_sense(uint8_t* out, uint32_t sense, bint information_valid, uint32_t information) noexcept nogil:
     memset(out, 0, SENSE_FIXED_BYTES)
     out[0] = SENSE_FIXED_CURRENT
@@ -260,6 +275,41 @@ cdef uint32_t scsi_sense(uint8_t* out, uint32_t sense, bint information_valid, u
     out[12] = <uint8_t>(sense >> 8)
     out[13] = <uint8_t>sense
     return SENSE_FIXED_BYTES
+
+
+cdef uint32_t scsi_sense_describe(uint8_t* sense, uint32_t sense_bytes) noexcept nogil:
+    cdef uint8_t fixed[SENSE_FIXED_BYTES]
+    cdef uint32_t at = 8
+    if sense_bytes < SENSE_FIXED_BYTES or sense[0] & 0x7E != SENSE_FIXED_CURRENT:
+        return sense_bytes
+    memcpy(fixed, sense, SENSE_FIXED_BYTES)
+    memset(sense, 0, SENSE_DESCRIBED_BYTES)
+    sense[0] = 0x72 | (fixed[0] & 0x01)
+    sense[1] = fixed[2] & 0x0F
+    sense[2] = fixed[12]
+    sense[3] = fixed[13]
+    if fixed[0] & 0x80:                                  # information
+        sense[at + 1] = 0x0A
+        sense[at + 2] = 0x80
+        memcpy(sense + at + 8, fixed + 3, 4)
+        at += 12
+    if get_be32(fixed + 8) != 0:                         # command specific information
+        sense[at] = 0x01
+        sense[at + 1] = 0x0A
+        memcpy(sense + at + 8, fixed + 8, 4)
+        at += 12
+    if fixed[15] & 0x80:                                 # sense key specific: field pointer, progress, segment
+        sense[at] = 0x02
+        sense[at + 1] = 0x06
+        memcpy(sense + at + 4, fixed + 15, 3)
+        at += 8
+    if fixed[2] & 0x20:                                  # ILI: block commands
+        sense[at] = 0x05
+        sense[at + 1] = 0x02
+        sense[at + 3] = 0x20
+        at += 4
+    sense[7] = <uint8_t>(at - 8)
+    return at
 
 
 cdef uint32_t scsi_sense_of(int status, bint writing) noexcept nogil:
