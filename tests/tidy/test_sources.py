@@ -40,9 +40,8 @@ LAYERS: tuple[set[str], ...] = (
     {"forward", "mirror"},
     {"evictor", "routing"},
     {"catchup"},
-    {"volume", "task", "task_abort", "task_order", "task_in", "task_out", "task_begin", "task_management", "session_text",
-     "session", "target",
-     "guard", "task_step", "task_medium", "task_same", "task_atomic", "task_copy", "task_info"},
+    {"volume", "task", "guard", "task_abort", "task_order", "task_in", "task_out", "task_step", "task_medium", "task_same",
+     "task_atomic", "task_copy", "task_info", "task_begin", "task_management", "session_text", "session", "target"},
 )
 
 
