@@ -18,6 +18,15 @@ def sense(uint32_t value, information=None) -> bytes:
     return (<const char*>out)[:length]
 
 
+def describe(bytes fixed) -> bytes:
+    """Fixed-format sense data as scsi_sense_describe turns it into descriptor format."""
+    cdef uint8_t out[64]
+    cdef uint32_t i
+    for i in range(len(fixed)):
+        out[i] = <uint8_t>fixed[i]
+    return (<const char*>out)[:scsi_sense_describe(out, <uint32_t>len(fixed))]
+
+
 def sense_of(int status, bint writing) -> int:
     """The sense that a Status becomes."""
     return scsi_sense_of(status, writing)

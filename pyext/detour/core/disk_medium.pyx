@@ -44,18 +44,19 @@ cdef void disk_start_stop(const DiskView* view, const NexusTable* nexuses, const
     # one that shuts down stops it for itself only. A stop makes stable what was written, unless it is told not to.
     cdef DiskState* state = view.state
     cdef uint8_t flags = cdb[4]
-    cdef bint ejects = flags & LOEJ and not flags & START
+    cdef bint loads = flags & LOEJ and flags & START and state.ejected
+    cdef bint ejects = flags & LOEJ and not flags & START and not state.ejected
     if flags >> 4 != POWER_START_VALID:
         return
     if flags & LOEJ and not view.identity.removable:
         answer.sense = SENSE_INVALID_FIELD_IN_CDB
-    elif flags & LOEJ and flags & START and state.ejected:
+    elif (loads or ejects) and removal_prevented(nexuses):
+        answer.sense = SENSE_REMOVAL_PREVENTED      # the door is locked both ways
+    elif loads:
         state.ejected = False
         answer.effects |= EFFECT_LOADED
     elif flags & START and state.ejected:
         answer.sense = SENSE_MEDIUM_NOT_PRESENT
-    elif ejects and not state.ejected and removal_prevented(nexuses):
-        answer.sense = SENSE_REMOVAL_PREVENTED
     elif not flags & START:
         state.ejected = state.ejected or ejects
         if not flags & NO_FLUSH:
