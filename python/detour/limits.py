@@ -24,28 +24,37 @@ QUEUE_DEPTH_MAX = 1024
 class LoginLimits:
     """What one listener allows.
 
-    sessions_max: sessions in full feature phase, over all targets. logins_max: connections that have not finished their
-    login; more are closed at once. login_seconds: from accept to full feature phase, below open-iscsi's 15 s.
-    discovery_seconds: silence in a discovery session. drop_seconds: how long a login waits for the tasks of the session
-    that it replaces. text_bytes_max: keys of one exchange.
+    sessions_max: sessions in full feature phase, over all targets; sessions_per_target_max and
+    sessions_per_initiator_max: of one target, of one initiator name. logins_max: connections that have no session
+    (logins and discovery sessions); logins_per_address_max: of them from one address. At these two the oldest one of
+    whoever has the most gives way (admission.py). login_seconds: from accept to full feature phase, however the time is
+    used, below open-iscsi's 15 s. discovery_seconds: silence in a discovery session; discovery_life_seconds: such a
+    session in all. drop_seconds: how long a login waits for the tasks of the session that it replaces. text_bytes_max:
+    keys of one exchange.
     """
 
     sessions_max: int = 256
+    sessions_per_target_max: int = 256
+    sessions_per_initiator_max: int = 64
     logins_max: int = 64
+    logins_per_address_max: int = 32
     login_seconds: float = 12.0
     discovery_seconds: float = 30.0
+    discovery_life_seconds: float = 600.0
     drop_seconds: float = 8.0
     text_bytes_max: int = 65536
 
     def __post_init__(self) -> None:
         if not (1 <= self.sessions_max <= 65535 and 1 <= self.logins_max <= 4096):
             raise UsageError("sessions_max is 1 to 65535 and logins_max 1 to 4096")
+        if min(self.sessions_per_target_max, self.sessions_per_initiator_max, self.logins_per_address_max) < 1:
+            raise UsageError("a limit of sessions or logins is at least 1")
         if self.text_bytes_max < 8192:
             raise UsageError("text_bytes_max is at least one login PDU (8192)")
         if not 0 < self.drop_seconds < self.login_seconds:
             raise UsageError("drop_seconds must be shorter than login_seconds")
-        if self.discovery_seconds <= 0:
-            raise UsageError("discovery_seconds must be above 0")
+        if not 0 < self.discovery_seconds <= self.discovery_life_seconds:
+            raise UsageError("discovery_seconds must be above 0 and not above discovery_life_seconds")
 
 
 def check_buffers(buffer_bytes: int, volumes: int, queue_depth: int, burst_bytes: int) -> None:

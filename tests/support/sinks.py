@@ -66,8 +66,12 @@ class Sink:
         os.close(self.sessions.pop(session_id))
         return self.runtime.ticket(None if self.hold_drops else GOOD)
 
-    def text_response(self, session_id: int, itt: int, data: bytes) -> int:
-        self.log.append(("text", session_id, itt, data))
+    def text_response(self, session_id: int, itt: int, data: bytes, send_data_bytes_max: int = 0) -> int:
+        self.log.append(("text", session_id, itt, data, send_data_bytes_max))
+        return self.runtime.ticket(GOOD)
+
+    def text_reject(self, session_id: int, itt: int, reason: int) -> int:
+        self.log.append(("reject", session_id, itt, reason))
         return self.runtime.ticket(GOOD)
 
     def close(self) -> None:

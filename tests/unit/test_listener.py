@@ -297,10 +297,18 @@ def test_send_targets_in_a_normal_session_tells_only_its_own_target():
             await door.until(lambda: door.listener.sessions)
             ask = door.runtime.callbacks[events.TEXT_REQUEST, 1]
             own = f"TargetName={TARGET}\0TargetAddress=127.0.0.1:{door.port},1\0".encode()
-            for itt, text, answer in ((3, b"SendTargets=\0", own), (4, b"SendTargets=All\0", b""),
-                                      (5, b"X-y=1\0", b"X-y=NotUnderstood\0"), (6, b"\xff\xff", b"")):
+            by_name = f"SendTargets={TARGET}\0".encode()
+            other = f"SendTargets={OTHER}\0".encode()
+            for itt, text, answer in ((3, b"SendTargets=\0", own), (4, b"SendTargets=All\0", b"SendTargets=Reject\0"),
+                                      (5, b"X-y=1\0", b"X-y=NotUnderstood\0"), (6, by_name, own), (7, other, b""),
+                                      (8, b"MaxBurstLength=512\0", b"MaxBurstLength=Reject\0")):
                 ask(0, (itt,), text)
-                assert door.sink.log[-1] == ("text", 1, itt, answer)
+                assert door.sink.log[-1] == ("text", 1, itt, answer, 0)
+            ask(0, (9,), b"MaxRecvDataSegmentLength=4096\0")
+            assert door.sink.log[-1] == ("text", 1, 9, b"", 4096)
+            for itt, text in ((10, b"\xff\xff"), (11, b"MaxRecvDataSegmentLength=100\0"), (12, b"A=1\0A=2\0")):
+                ask(0, (itt,), text)
+                assert door.sink.log[-1] == ("reject", 1, itt, wire.REJECT_PROTOCOL)
     run(work)
 
 

@@ -321,9 +321,9 @@ def test_functions_about_many_tasks(world, function, others):
     assert host.managed(host.manage(function)) == 0
     names = world.target.stats_names()
     assert world.target.stats[names.index("tasks_open")] == (0 if others else 1)
-    reset = function in (5, 6)
-    for one in (host, other):
-        assert one.command(TUR).sense == ((0x062903 if function == 5 else 0x062902) if reset else 0)
+    told = {2: (0, 0), 4: (0, 0x062F00), 5: (0x062903,) * 2, 6: (0x062902,) * 2}
+    for one, sense in zip((host, other), told[function], strict=True):
+        assert one.command(TUR).sense == sense and one.command(TUR).sense == 0
         one.close()
     assert world.quiet()
 

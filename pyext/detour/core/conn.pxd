@@ -74,6 +74,7 @@ cdef struct Conn:
     uint32_t tx_queued
     uint64_t tx_queued_bytes
     bint tx_blocked             # waits for EPOLLOUT
+    uint32_t tx_pause_pdus      # as tx_pause_bytes, by number: small answers cost memory, too
     uint64_t tx_pause_bytes     # reading stops when more is queued to send, starts again below half; 0: never stops
     bint rx_paused              # too much is queued to send: nothing is read until it has left
     bint rx_waiting             # on_header answered AGAIN
@@ -86,6 +87,8 @@ cdef struct Conn:
     int close_reason
     bint close_after_flush
     ns_t last_rx_ns
+    ns_t last_rx_pdu_ns         # when a whole PDU last came
+    ns_t last_tx_pdu_ns         # when a whole PDU last left, or the queue was empty
     ns_t last_tx_ns             # when bytes last left, or the queue was empty
     uint64_t rx_bytes
     uint64_t tx_bytes

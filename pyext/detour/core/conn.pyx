@@ -90,6 +90,8 @@ cdef int conn_init(Conn* conn, Loop* loop, int fd, const ConnParams* params, con
     conn.tx_pause_bytes = TX_PAUSE_BYTES
     conn.last_rx_ns = loop.now_ns
     conn.last_tx_ns = loop.now_ns
+    conn.last_rx_pdu_ns = loop.now_ns
+    conn.last_tx_pdu_ns = loop.now_ns
     pdu_rx_init(&conn.rx, params.recv_data_bytes_max, params.header_digest, params.data_digest)
     if detour_socket_setup(fd) < 0:
         return E_INVALID
@@ -231,6 +233,7 @@ cdef void conn_header(Conn* conn) noexcept nogil:
 cdef inline void conn_pdu(Conn* conn) noexcept nogil:
     cdef int answer
     conn.rx_pdus += 1
+    conn.last_rx_pdu_ns = conn.loop.now_ns
     if unlikely(conn.close_after_flush):
         return
     answer = conn.ops.on_pdu(conn)
@@ -289,6 +292,7 @@ cdef void conn_tx_queue(Conn* conn, TxPdu* pdu, uint32_t data_bytes) noexcept no
     if conn.tx_tail == NULL:
         conn.tx_head = pdu
         conn.last_tx_ns = conn.loop.now_ns
+        conn.last_tx_pdu_ns = conn.loop.now_ns
     else:
         conn.tx_tail.next = pdu
     conn.tx_tail = pdu
@@ -298,9 +302,16 @@ cdef void conn_tx_queue(Conn* conn, TxPdu* pdu, uint32_t data_bytes) noexcept no
         return                          # closed between conn_tx and here: the close hook gives it back
     if not conn.tx_blocked:
         loop_at_end(conn.loop, &conn.flush_work)
-    if unlikely(conn.tx_pause_bytes != 0 and conn.tx_queued_bytes > conn.tx_pause_bytes and not conn.rx_paused):
+    if unlikely(not conn.rx_paused and too_much_queued(conn, 1)):
         conn.rx_paused = True
         conn_watch(conn)
+
+
+cdef inline bint too_much_queued(Conn* conn, uint32_t times) noexcept nogil:
+    # Whether `times` of what waits to be sent are above a limit.
+    if conn.tx_pause_bytes != 0 and conn.tx_queued_bytes * times > conn.tx_pause_bytes:
+        return True
+    return conn.tx_pause_pdus != 0 and conn.tx_queued * times > conn.tx_pause_pdus
 
 
 cdef inline size_t add_piece(iovec* pieces, size_t count, const uint8_t* start, uint32_t length_bytes,
@@ -359,6 +370,7 @@ cdef void tx_written(Conn* conn, uint64_t written_bytes) noexcept nogil:
             return
         written_bytes -= rest_bytes
         conn.tx_pdus += 1
+        conn.last_tx_pdu_ns = conn.loop.now_ns
         tx_pop(conn)
 
 
@@ -382,7 +394,7 @@ cdef void conn_flush(void* owner) noexcept nogil:
         tx_written(conn, <uint64_t>written)
     if not conn.open:
         return
-    if conn.rx_paused and conn.tx_queued_bytes * 2 < conn.tx_pause_bytes:
+    if conn.rx_paused and not too_much_queued(conn, 2):
         conn.rx_paused = False
         loop_defer(conn.loop, &conn.parse_work)
     if conn.close_after_flush and conn.tx_head == NULL:

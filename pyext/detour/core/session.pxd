@@ -12,8 +12,6 @@ cdef struct SessionArgs:        # what login hands over
 cdef int session_open(Target* target, int fd, const SessionArgs* args, uint64_t* session_id) noexcept nogil
 cdef Session* session_find(Target* target, uint64_t session_id) noexcept nogil
 cdef void session_tell_window(Session* session) noexcept nogil          # NOP-In that carries the command window
-cdef int session_async(Session* session, uint8_t event, uint16_t p1, uint16_t p2, uint16_t p3) noexcept nogil
-cdef int session_text(Session* session, uint32_t itt, const uint8_t* data, uint64_t data_bytes) noexcept nogil
 cdef void session_resume(Session* session) noexcept nogil               # begins what a drain held back
 # Frees an ended session that no device has anything of any more; False: some device has.
 cdef bint session_finish(Session* session) noexcept nogil

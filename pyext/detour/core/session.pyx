@@ -14,10 +14,12 @@ from detour.core.endian cimport get_be16, get_be32, put_be16, put_be32
 from detour.core.iscsi cimport *
 from detour.core.pdu cimport sn_le, sn_lt
 from detour.core.pool cimport pool_get, pool_put, slab_free, slab_init
-from detour.core.reactor cimport (EVENT_SESSION_CLOSED, EVENT_TEXT_REQUEST, command_done, event_new, event_post,
-                                  loop_timer, loop_timer_stop, loop_undefer)
-from detour.core.task_begin cimport compare_next, task_begin
+from detour.core.reactor cimport (EVENT_SESSION_CLOSED, command_done, event_new, event_post, loop_defer, loop_timer,
+                                  loop_timer_stop, loop_undefer)
+from detour.core.session_text cimport *
 from detour.core.task_management cimport management_begin
+from detour.core.task_order cimport order_begin
+from detour.core.task_medium cimport compare_next
 from detour.core.task_out cimport (out_advance, out_header, out_pdu, out_prepare, out_receive, out_received)
 
 cdef extern from "<unistd.h>" nogil:
@@ -30,12 +32,9 @@ cdef enum Verdict:
 
 cdef enum:
     IMMEDIATE_COMMANDS_MAX = 32         # beside the command window
-    ECHO_HEAD_BYTES = 32                # of a pool buffer whose data are sent: where it goes back to
-    FLAG_CONTINUE = 0x40
-
-cdef struct EchoHead:
-    Loop* loop
-    uint64_t buffer_bytes
+    QUEUED_PDU_BYTES_MAX = 1048576      # data of pings and text ahead of ExpCmdSN
+    TX_PAUSE_PDUS = 1024
+    WATCH_PERIOD_MS = 5000              # where no NOP-In is sent
 
 
 # ---- open and close --------------------------------------------------------------------------------------------------
@@ -58,6 +57,22 @@ cdef int check_params(const ConnParams* params) noexcept nogil:
     if params.first_burst_bytes > PART_BYTES_MAX or params.first_burst_bytes > params.burst_bytes_max:
         return E_INVALID
     return E_INVALID if params.outstanding_r2t_max == 0 or params.burst_bytes_max > 0xFFFFFF else OK
+
+
+cdef void link_target(Target* target) noexcept nogil:
+    # Its first session: who looks for all tasks at a device finds them from now on.
+    target.next_with_sessions = <Target*>target.loop.targets
+    target.loop.targets = target
+
+
+cdef void unlink_target(Target* target) noexcept nogil:
+    cdef Target* other = <Target*>target.loop.targets
+    if other == target:
+        target.loop.targets = target.next_with_sessions
+        return
+    while other.next_with_sessions != target:
+        other = other.next_with_sessions
+    other.next_with_sessions = target.next_with_sessions
 
 
 cdef int session_open(Target* target, int fd, const SessionArgs* args, uint64_t* session_id) noexcept nogil:
@@ -89,19 +104,24 @@ cdef int session_open(Target* target, int fd, const SessionArgs* args, uint64_t*
     memcpy(session.nexus.isid, args.isid, 6)
     session.compare_work.run = compare_next
     session.compare_work.owner = session
-    session.nop_timer.run = on_nop_timer
-    session.nop_timer.owner = session
+    session.conn.tx_pause_pdus = TX_PAUSE_PDUS
+    session.text.ttt = TAG_NONE
+    session.memory_work.run = memory_run
+    session.memory_work.owner = session
+    session.watch_timer.run = on_watch_timer
+    session.watch_timer.owner = session
     session.home_timer.run = on_home_timer
     session.home_timer.owner = session
     session.next = target.sessions
     if target.sessions != NULL:
         target.sessions.prev = session
+    else:
+        link_target(target)
     target.sessions = session
     target.sessions_count += 1
     target.stats.sessions = target.sessions_count
     each_device(session, NEXUS_LOGIN)
-    if target.nop_interval_ms != 0:
-        loop_timer(target.loop, &session.nop_timer, <ns_t>target.nop_interval_ms * 1000000)
+    loop_timer(target.loop, &session.watch_timer, watch_period_ns(target))
     session_id[0] = session.id
     return OK
 
@@ -111,11 +131,12 @@ cdef void on_closed(Conn* conn, int reason) noexcept nogil:
     cdef Target* target = session.target
     cdef Task* task = session.tasks
     cdef Task* following
-    loop_timer_stop(target.loop, &session.nop_timer)
+    loop_timer_stop(target.loop, &session.watch_timer)
     loop_timer_stop(target.loop, &session.home_timer)
     session.ended = True
     session.end_reason = reason
     drop_rx_buffer(session)
+    text_free(session)
     while task != NULL:
         following = task.next
         if task.kind == TASK_COMMAND:
@@ -152,9 +173,12 @@ cdef bint session_finish(Session* session) noexcept nogil:
         target.sessions = session.next
     if session.next != NULL:
         session.next.prev = session.prev
+    if target.sessions == NULL:
+        unlink_target(target)
     target.sessions_count -= 1
     target.stats.sessions = target.sessions_count
     loop_undefer(target.loop, &session.compare_work)
+    loop_undefer(target.loop, &session.memory_work)
     conn_free(&session.conn)
     slab_free(&session.task_slab)
     free(session.compare_buffer)
@@ -203,6 +227,7 @@ cdef void run_queue(Session* session) noexcept nogil:
             if task.kind == TASK_PDU:
                 buffer = task.gather
                 task.gather = NULL
+                session.queued_pdu_bytes -= task.gather_bytes if buffer != NULL else 0
                 act(session, task.bhs, buffer, task.gather_bytes)
             task_free(task)
         task = session.waiting_head
@@ -212,7 +237,7 @@ cdef void begin_or_hold(Task* task) noexcept nogil:
     if task.session.target.dropping:
         task.state = TASK_HELD
     else:
-        task_begin(task)
+        order_begin(task)
 
 
 cdef void session_resume(Session* session) noexcept nogil:
@@ -224,12 +249,13 @@ cdef void session_resume(Session* session) noexcept nogil:
         oldest = NULL
         task = session.tasks
         while task != NULL:
-            if task.state == TASK_HELD and not task.aborted and (oldest == NULL or sn_lt(task.cmd_sn, oldest.cmd_sn)):
-                oldest = task
+            if task.state == TASK_HELD and not task.dormant and not task.aborted:
+                if oldest == NULL or sn_lt(task.cmd_sn, oldest.cmd_sn):
+                    oldest = task
             task = task.next
         if oldest == NULL:
             break
-        task_begin(oldest)
+        order_begin(oldest)
     task = session.tasks
     while task != NULL:
         following = task.next
@@ -237,6 +263,8 @@ cdef void session_resume(Session* session) noexcept nogil:
             if not task.device_begun:
                 out_advance(task)
         task = following
+    if session.memory_head != NULL:
+        loop_defer(session.target.loop, &session.memory_work)
 
 
 # ---- receiving -------------------------------------------------------------------------------------------------------
@@ -348,13 +376,17 @@ cdef void give_back(Session* session, uint8_t* buffer, uint32_t buffer_bytes) no
 
 
 cdef int queue_pdu(Session* session, const uint8_t* bhs, uint8_t* buffer) noexcept nogil:
-    cdef Task* task = task_new(session, bhs)
+    cdef Task* task = NULL
+    cdef uint32_t bytes = session.rx_buffer_bytes if buffer != NULL else 0
+    if session.queued_pdu_bytes + bytes <= QUEUED_PDU_BYTES_MAX:
+        task = task_new(session, bhs)
     if task == NULL:
         give_back(session, buffer, session.rx_buffer_bytes)
         return E_NOMEM
     task.kind = TASK_PDU
     task.gather = buffer
     task.gather_bytes = session.rx_buffer_bytes
+    session.queued_pdu_bytes += bytes
     task_queue(task)
     return OK
 
@@ -366,30 +398,16 @@ cdef void act(Session* session, const uint8_t* bhs, uint8_t* buffer, uint32_t bu
         nop_out(session, bhs, buffer, buffer_bytes)
         return
     if opcode == OP_TEXT_REQUEST:
-        text_request(session, bhs, buffer, buffer_bytes)
+        if buffer == NULL:
+            text_request(session, bhs, NULL, 0)
+        else:
+            text_request(session, bhs, buffer + ECHO_HEAD_BYTES, buffer_bytes - ECHO_HEAD_BYTES)
     else:
         management_begin(session, bhs)
     give_back(session, buffer, buffer_bytes)
 
 
 # ---- NOP -------------------------------------------------------------------------------------------------------------
-
-cdef void on_echo_sent(void* owner, uint64_t tag) noexcept nogil:
-    cdef EchoHead head = (<EchoHead*>owner)[0]
-    pool_put(&head.loop.buffers, <uint8_t*>owner, head.buffer_bytes)
-
-
-cdef void send_buffer(Session* session, TxPdu* pdu, uint8_t* buffer, uint32_t buffer_bytes,
-                      uint32_t data_bytes) noexcept nogil:
-    # Queues a PDU with the data behind the head of a pool buffer, which goes back when they have left.
-    cdef EchoHead* head = <EchoHead*>buffer
-    head.loop = session.target.loop
-    head.buffer_bytes = buffer_bytes
-    pdu.data = buffer + ECHO_HEAD_BYTES
-    pdu.sent = on_echo_sent
-    pdu.owner = buffer
-    conn_tx_queue(&session.conn, pdu, data_bytes)
-
 
 cdef void nop_out(Session* session, const uint8_t* bhs, uint8_t* buffer, uint32_t buffer_bytes) noexcept nogil:
     cdef uint32_t itt = get_be32(bhs + 16)
@@ -426,12 +444,46 @@ cdef void session_tell_window(Session* session) noexcept nogil:
         nop_in(session, TAG_NONE)
 
 
-cdef void on_nop_timer(void* owner) noexcept nogil:
+# ---- silence and stalls ----------------------------------------------------------------------------------------------
+
+cdef ns_t watch_period_ns(const Target* target) noexcept nogil:
+    cdef uint32_t period_ms = target.nop_interval_ms if target.nop_interval_ms != 0 else WATCH_PERIOD_MS
+    return <ns_t>period_ms * 1000000
+
+
+cdef bint owes_data(const Session* session) noexcept nogil:
+    cdef const Task* task = session.tasks
+    while task != NULL:
+        if task.state == TASK_BEGUN and not task.aborted and (task.bursts_count > 0 or task.unsolicited_open):
+            return True
+        task = task.next
+    return False
+
+
+cdef bint is_stalled(const Session* session) noexcept nogil:
+    # The host does not take what waits for it, or does not send the data that it owes: what this holds is others' too.
+    cdef ns_t limit_ns = <ns_t>session.target.stall_timeout_ms * 1000000
+    cdef ns_t now_ns = session.target.loop.now_ns
+    if limit_ns == 0:
+        return False
+    if session.conn.tx_head != NULL and now_ns - session.conn.last_tx_pdu_ns >= limit_ns:
+        return True
+    return now_ns - session.data_ns >= limit_ns and owes_data(session)
+
+
+cdef void on_watch_timer(void* owner) noexcept nogil:
+    # Silence is counted from the last whole PDU: bytes that never make one are no sign of life.
     cdef Session* session = <Session*>owner
     cdef Target* target = session.target
     cdef ns_t now_ns = target.loop.now_ns
     cdef ns_t interval_ns = <ns_t>target.nop_interval_ms * 1000000
-    cdef ns_t silence_ns = now_ns - session.conn.last_rx_ns
+    cdef ns_t silence_ns = now_ns - session.conn.last_rx_pdu_ns
+    if is_stalled(session):
+        conn_close(&session.conn, E_TIMEOUT)
+        return
+    if interval_ns == 0:
+        loop_timer(target.loop, &session.watch_timer, watch_period_ns(target))
+        return
     if session.conn.rx_paused and now_ns - session.conn.last_tx_ns < silence_ns:
         silence_ns = now_ns - session.conn.last_tx_ns          # we do not read because the host reads slowly
     if silence_ns >= <ns_t>target.nop_timeout_ms * 1000000:
@@ -441,66 +493,11 @@ cdef void on_nop_timer(void* owner) noexcept nogil:
         nop_in(session, session.next_ttt)
         session.next_ttt = 0 if session.next_ttt == TAG_NONE - 1 else session.next_ttt + 1
         silence_ns = 0
-    loop_timer(target.loop, &session.nop_timer, interval_ns - silence_ns)
+    loop_timer(target.loop, &session.watch_timer, interval_ns - silence_ns)
 
 
 cdef void on_home_timer(void* owner) noexcept nogil:
     conn_close(&(<Session*>owner).conn, E_CLOSED)
-
-
-# ---- Text, Async Message ---------------------------------------------------------------------------------------------
-
-cdef void text_request(Session* session, const uint8_t* bhs, const uint8_t* buffer, uint32_t buffer_bytes) noexcept nogil:
-    cdef Command* event
-    cdef uint32_t text_bytes = buffer_bytes - ECHO_HEAD_BYTES if buffer != NULL else 0
-    if not bhs[1] & FLAG_FINAL or bhs[1] & FLAG_CONTINUE or get_be32(bhs + 20) != TAG_NONE:
-        session_reject(session, bhs, REJECT_NOT_SUPPORTED)      # text in several PDUs is of no use here
-        return
-    event = event_new(session.target.loop, EVENT_TEXT_REQUEST, session.id)
-    if event == NULL:
-        conn_close(&session.conn, E_NOMEM)
-        return
-    event.results[0] = get_be32(bhs + 16)
-    if text_bytes > 0:
-        event.data = malloc(text_bytes)
-        if event.data != NULL:
-            memcpy(event.data, buffer + ECHO_HEAD_BYTES, text_bytes)
-            event.data_bytes = text_bytes
-    event_post(session.target.loop, event)
-
-
-cdef int session_text(Session* session, uint32_t itt, const uint8_t* data, uint64_t data_bytes) noexcept nogil:
-    cdef TxPdu* pdu
-    cdef uint8_t* buffer
-    cdef uint32_t buffer_bytes
-    if data_bytes > session.conn.params.send_data_bytes_max or data_bytes + ECHO_HEAD_BYTES > PART_BYTES_MAX:
-        return E_RANGE
-    buffer_bytes = <uint32_t>data_bytes + ECHO_HEAD_BYTES
-    buffer = pool_get(&session.target.loop.buffers, buffer_bytes)
-    if buffer == NULL:
-        return E_NOMEM
-    pdu = session_tx(session, OP_TEXT_RESPONSE, FLAG_FINAL, itt)
-    if pdu == NULL:
-        give_back(session, buffer, buffer_bytes)
-        return E_CLOSED
-    memcpy(buffer + ECHO_HEAD_BYTES, data, data_bytes)
-    put_be32(pdu.header + 20, TAG_NONE)
-    session_put_sn(session, pdu.header, True)
-    send_buffer(session, pdu, buffer, buffer_bytes, <uint32_t>data_bytes)
-    return OK
-
-
-cdef int session_async(Session* session, uint8_t event, uint16_t p1, uint16_t p2, uint16_t p3) noexcept nogil:
-    cdef TxPdu* pdu = session_tx(session, OP_ASYNC_MESSAGE, FLAG_FINAL, TAG_NONE)
-    if pdu == NULL:
-        return E_CLOSED
-    session_put_sn(session, pdu.header, True)
-    pdu.header[36] = event
-    put_be16(pdu.header + 38, p1)
-    put_be16(pdu.header + 40, p2)
-    put_be16(pdu.header + 42, p3)
-    conn_tx_queue(&session.conn, pdu, 0)
-    return OK
 
 
 cdef ConnOps SESSION_OPS

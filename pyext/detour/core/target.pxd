@@ -7,7 +7,8 @@ from detour.core.task cimport TARGET_LUNS_MAX, Session, Target, TargetStats, Tas
 from detour.core.types cimport *
 
 # What Python holds.
-#   TargetHandle(reactor, target_id, queue_depth_max=128, nop_interval_ms=10000, nop_timeout_ms=30000)
+#   TargetHandle(reactor, target_id, queue_depth_max=128, nop_interval_ms=10000, nop_timeout_ms=30000,
+#       stall_timeout_ms=30000, session_bytes_max=64 MiB)
 #   set_lun(lun, DeviceHandle|None) -> ticket; done when no command is open at the device that was there
 #   set_fallback(DeviceHandle|None) -> ticket
 #   adopt(fd, params: dict, initiator_name: str, isid: bytes) -> ticket; result: session id. The fd belongs to the core
@@ -19,7 +20,8 @@ from detour.core.types cimport *
 #       all sessions are closed; result: how many
 #   drop(session_id, reason) -> ticket     closes one session at once; done when its tasks have ended at the device
 #   async_message(session_id, event, p1, p2, p3) -> ticket
-#   text_response(session_id, itt, data: bytes) -> ticket       answer to EVENT_TEXT_REQUEST
+#   text_response(session_id, itt, data: bytes, send_data_bytes_max=0) -> ticket       answer to EVENT_TEXT_REQUEST
+#   text_reject(session_id, itt, reason) -> ticket              the other answer
 #   sessions() -> ticket; result data: array of struct {id, commands open, commands done, bytes in, bytes out}
 #   stats -> read-only uint64 view; stats_names() -> list of names of the leading counters
 #   close() -> ticket

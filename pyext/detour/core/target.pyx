@@ -21,9 +21,11 @@ from detour.core.device cimport NEXUS_LOGIN, NEXUS_LOGOUT, Device
 from detour.core.iscsi cimport ASYNC_DROP_SESSION
 from detour.core.reactor cimport Command, command_done, loop_timer, loop_undefer
 from detour.core.session cimport *
+from detour.core.session_text cimport text_answer, text_reject
 from detour.core.stats cimport stats_view
 from detour.core.task cimport *
 from detour.core.task_management cimport management_sweep, target_nexus_event
+from detour.core.task_order cimport order_sweep
 from detour.core.task_out cimport out_park
 
 STATS_NAMES = ("sessions", "commands", "read_commands", "write_commands", "read_bytes", "write_bytes", "errors",
@@ -59,6 +61,7 @@ cdef void want_sweep(Target* target) noexcept nogil:
 cdef void sweep(void* owner) noexcept nogil:
     cdef Target* target = <Target*>owner
     cdef bint wanted = management_sweep(target)
+    wanted = order_sweep(target) or wanted
     wanted = finish_sessions(target) or wanted
     if target.drain_commands != NULL:
         wanted = not try_drain(target) or wanted
@@ -297,10 +300,14 @@ cdef void do_async(Command* command) noexcept nogil:
 
 
 cdef void do_text(Command* command) noexcept nogil:
+    # args: session, ITT, MaxRecvDataSegmentLength or 0, reason of a Reject or 0.
     cdef Session* session = session_find(<Target*>command.owner, command.args[0])
     cdef int status = E_CLOSED
-    if session != NULL:
-        status = session_text(session, <uint32_t>command.args[1], <const uint8_t*>command.data, command.data_bytes)
+    if session != NULL and command.args[3] != 0:
+        status = text_reject(session, <uint32_t>command.args[1], <uint8_t>command.args[3])
+    elif session != NULL:
+        status = text_answer(session, <uint32_t>command.args[1], <const uint8_t*>command.data, command.data_bytes,
+                             <uint32_t>command.args[2])
     free(command.data)
     command.data = NULL
     command_done(command, status)
@@ -378,11 +385,14 @@ cdef class TargetHandle:
     """Sessions in full feature phase and the LUNs that they see. The calls answer tickets (Runtime.wait).
 
     queue_depth_max: commands that a host may have open. nop_interval_ms: a host that is silent for that long is asked
-    with a NOP-In (0: never); after nop_timeout_ms of silence its connection is closed.
+    with a NOP-In (0: never); after nop_timeout_ms without a whole PDU its connection is closed. stall_timeout_ms: a host
+    that takes nothing of what waits for it, or sends nothing of the data that it was asked for, is closed after that (0:
+    never). session_bytes_max: memory for data that one session may hold; near the end of the loop's buffers less.
     """
 
     def __cinit__(self, Reactor reactor not None, uint64_t target_id, uint32_t queue_depth_max=128,
-                  uint32_t nop_interval_ms=10000, uint32_t nop_timeout_ms=30000):
+                  uint32_t nop_interval_ms=10000, uint32_t nop_timeout_ms=30000, uint32_t stall_timeout_ms=30000,
+                  uint64_t session_bytes_max=67108864):
         self.target = NULL
         self.reactor = reactor
         self.id = target_id
@@ -399,6 +409,8 @@ cdef class TargetHandle:
         self.target.next_session_id = (target_id << 24) + 1
         self.target.nop_interval_ms = nop_interval_ms
         self.target.nop_timeout_ms = nop_timeout_ms
+        self.target.stall_timeout_ms = stall_timeout_ms
+        self.target.session_bytes_max = session_bytes_max
         self.target.sweep_work.run = sweep
         self.target.sweep_work.owner = self.target
 
@@ -481,12 +493,21 @@ cdef class TargetHandle:
         """Sends an Async Message (RFC 7143 11.9) with its three parameters."""
         return self.ask(do_async, session_id, event, (<uint64_t>p1 << 32) | (<uint64_t>p2 << 16) | p3)
 
-    def text_response(self, uint64_t session_id, uint32_t itt, bytes data) -> int:
-        """Answers EVENT_TEXT_REQUEST; E_RANGE where `data` does not fit into one PDU of the initiator."""
+    def text_response(self, uint64_t session_id, uint32_t itt, bytes data, uint32_t send_data_bytes_max=0) -> int:
+        """Answers EVENT_TEXT_REQUEST, in as many PDUs as it takes (1 MiB at most, else E_RANGE).
+
+        send_data_bytes_max: the MaxRecvDataSegmentLength that the initiator declared in the request; counts from the end
+        of the exchange on. 0: none."""
         if self.closed:
             raise ValueError("the target is closed")
-        return self.reactor.call(do_text, self.target, session_id, itt, 0, 0, <const uint8_t*><const char*>data,
-                                 len(data))
+        if send_data_bytes_max != 0 and not 512 <= send_data_bytes_max <= 0xFFFFFF:
+            raise ValueError(f"send_data_bytes_max {send_data_bytes_max} is not within 512-16777215")
+        return self.reactor.call(do_text, self.target, session_id, itt, send_data_bytes_max, 0,
+                                 <const uint8_t*><const char*>data, len(data))
+
+    def text_reject(self, uint64_t session_id, uint32_t itt, uint8_t reason) -> int:
+        """Answers EVENT_TEXT_REQUEST with a Reject (RFC 7143 11.17.1); the exchange is over."""
+        return self.reactor.call(do_text, self.target, session_id, itt, 0, reason, NULL, 0)
 
     def sessions(self) -> int:
         """Data: for each session SESSION_WORDS uint64: id, commands open, commands done, bytes in, bytes out.

@@ -5,18 +5,24 @@
 # (task_busy); every request that was submitted is released once; tasks_unanswered never exceeds the window that was
 # told, so that a command inside the window always finds a slot (immediate ones have slots of their own).
 # Cost: a slab pop and a hash chain for each command; no malloc.
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from detour.core.conn cimport conn_close, conn_tx, conn_tx_queue
 from detour.core.debug cimport invariant
+from detour.core.device cimport REQUEST_COMMAND, REQUEST_WRITE
 from detour.core.endian cimport get_be32, put_be16, put_be32
+from detour.core.guard cimport guard_leave
 from detour.core.iscsi cimport *
 from detour.core.pdu cimport sn_lt
-from detour.core.pool cimport pool_put, pool_wait_cancel, slab_get, slab_put
+from detour.core.pool cimport BufferPool, pool_put, pool_wait_cancel, slab_get, slab_put
 from detour.core.reactor cimport loop_defer
 from detour.core.scsi cimport *
 from detour.core.stats cimport stats_record
 
+
+cdef enum:
+    SCRATCH_BYTES_MAX = 67108864        # of all tasks of a target
 
 # ---- PDUs ------------------------------------------------------------------------------------------------------------
 
@@ -68,11 +74,108 @@ cdef void session_reject(Session* session, const uint8_t* bhs, uint8_t reason) n
     conn_tx_queue(&session.conn, pdu, BHS_BYTES)
 
 
+cdef int session_async(Session* session, uint8_t event, uint16_t p1, uint16_t p2, uint16_t p3) noexcept nogil:
+    cdef TxPdu* pdu = session_tx(session, OP_ASYNC_MESSAGE, FLAG_FINAL, TAG_NONE)
+    if pdu == NULL:
+        return E_CLOSED
+    session_put_sn(session, pdu.header, True)
+    pdu.header[36] = event
+    put_be16(pdu.header + 38, p1)
+    put_be16(pdu.header + 40, p2)
+    put_be16(pdu.header + 42, p3)
+    conn_tx_queue(&session.conn, pdu, 0)
+    return OK
+
+
+# ---- memory for data -------------------------------------------------------------------------------------------------
+
+cdef bint memory_for(const Session* session, uint64_t bytes) noexcept nogil:
+    cdef const BufferPool* pool = &session.target.loop.buffers
+    cdef uint64_t allowed_bytes = session.target.session_bytes_max
+    cdef uint64_t free_bytes = 0
+    if session.memory_bytes == 0:
+        return True
+    if pool.limit_bytes > pool.taken_bytes:
+        free_bytes = pool.limit_bytes - pool.taken_bytes
+    if allowed_bytes > free_bytes // 2:
+        allowed_bytes = free_bytes // 2
+    return session.memory_bytes + bytes <= allowed_bytes
+
+
+cdef void memory_take(Session* session, uint64_t bytes) noexcept nogil:
+    session.memory_bytes += bytes
+
+
+cdef void memory_give(Session* session, uint64_t bytes) noexcept nogil:
+    invariant(bytes <= session.memory_bytes, b"a session gives back no more memory than it took")
+    session.memory_bytes -= bytes
+    if session.memory_head != NULL:
+        loop_defer(session.target.loop, &session.memory_work)
+
+
+cdef void memory_wait(Task* task, uint64_t bytes, task_fn ready) noexcept nogil:
+    cdef Session* session = task.session
+    invariant(task.memory_ready == NULL, b"a task waits for memory once at a time")
+    task.memory_ready = ready
+    task.memory_wanted_bytes = bytes
+    task.memory_next = NULL
+    if session.memory_tail != NULL:
+        session.memory_tail.memory_next = task
+    else:
+        session.memory_head = task
+    session.memory_tail = task
+
+
+cdef void memory_leave(Task* task) noexcept nogil:
+    cdef Session* session = task.session
+    cdef Task* before = NULL
+    cdef Task* item = session.memory_head
+    if task.memory_ready == NULL:
+        return
+    while item != task:
+        before = item
+        item = item.memory_next
+    if before != NULL:
+        before.memory_next = task.memory_next
+    else:
+        session.memory_head = task.memory_next
+    if session.memory_tail == task:
+        session.memory_tail = before
+    task.memory_next = NULL
+    task.memory_ready = NULL
+
+
+cdef Task* memory_first(const Session* session) noexcept nogil:
+    # While the target drains, only what the device has begun goes on.
+    cdef Task* task = session.memory_head
+    while task != NULL and session.target.dropping and not task.device_begun:
+        task = task.memory_next
+    return task
+
+
+cdef void memory_run(void* owner) noexcept nogil:
+    cdef Session* session = <Session*>owner
+    cdef Task* task = memory_first(session)
+    cdef task_fn ready
+    while task != NULL and memory_for(session, task.memory_wanted_bytes):
+        ready = task.memory_ready
+        memory_leave(task)
+        ready(task)
+        task = memory_first(session)
+
+
 # ---- making and ending -----------------------------------------------------------------------------------------------
 
 cdef void target_touch(Target* target) noexcept nogil:
     if target.sweep_wanted:
         loop_defer(target.loop, &target.sweep_work)
+
+
+cdef void loop_touch(Loop* loop) noexcept nogil:
+    cdef Target* target = <Target*>loop.targets
+    while target != NULL:
+        target_touch(target)
+        target = target.next_with_sessions
 
 
 cdef Task* task_new(Session* session, const uint8_t* bhs) noexcept nogil:
@@ -180,10 +283,15 @@ cdef void free_memory(Task* task) noexcept nogil:
         pool_wait_cancel(&loop.buffers, &task.gather_waiter)
     if task.staging != NULL:
         pool_put(&loop.buffers, task.staging, task.staging_bytes)
+        task.session.staged_bytes -= task.staging_bytes
         task.staging = NULL
     if task.gather != NULL:
         pool_put(&loop.buffers, task.gather, task.gather_bytes)
         task.gather = NULL
+    if task.scratch != NULL:
+        task.session.target.scratch_bytes -= task.scratch_bytes
+        free(task.scratch)
+        task.scratch = NULL
 
 
 cdef void task_free(Task* task) noexcept nogil:
@@ -199,6 +307,12 @@ cdef void task_free(Task* task) noexcept nogil:
     if task.sending:
         unlink_send(task)
     leave_compare(task)
+    if task.claim.listed:
+        guard_leave(task.device, &task.claim)
+    copy_free(task)
+    memory_leave(task)
+    memory_give(session, task.memory_bytes)
+    set_leave(task)
     free_memory(task)
     if task.prev != NULL:
         task.prev.next = task.next
@@ -210,8 +324,52 @@ cdef void task_free(Task* task) noexcept nogil:
     if task.state != TASK_ANSWERED:
         session.tasks_unanswered -= 1
     session.target.stats.tasks_open -= 1
-    target_touch(session.target)
+    if task.aborted:
+        loop_touch(session.target.loop)         # who waits may be of another target with the same device
+    else:
+        target_touch(session.target)
     slab_put(&session.task_slab, task)
+
+
+cdef void set_leave(Task* task) noexcept nogil:
+    # The command ends for the order of its task set; the sweep begins what waited for it.
+    cdef Session* session = task.session
+    if not task.in_set:
+        return
+    task.in_set = False
+    if task.attribute == ATTRIBUTE_ORDERED:
+        session.ordered_open -= 1
+    if task.dormant:
+        task.dormant = False
+        session.dormant -= 1
+    if session.dormant > 0:
+        session.target.sweep_wanted = True
+        target_touch(session.target)
+
+
+cdef bint scratch_take(Task* task, uint64_t bytes) noexcept nogil:
+    cdef Target* target = task.session.target
+    invariant(task.scratch == NULL, b"a task has one piece of scratch memory")
+    if target.scratch_bytes + bytes > SCRATCH_BYTES_MAX:
+        return False
+    task.scratch = <uint8_t*>malloc(bytes)
+    if task.scratch == NULL:
+        return False
+    task.scratch_bytes = bytes
+    target.scratch_bytes += bytes
+    return True
+
+
+cdef void copy_free(Task* task) noexcept nogil:
+    # A copy that ends with its task before it has told how it went was given up.
+    cdef CopyJob* job = task.copy
+    if job == NULL:
+        return
+    if job.record != NULL and job.record.state == COPY_RUNNING:
+        job.record.used = False
+    task.copy = NULL
+    task.session.target.copies_open -= 1
+    free(job)
 
 
 cdef bint task_busy(const Task* task) noexcept nogil:
@@ -226,6 +384,16 @@ cdef void part_release(Part* part) noexcept nogil:
     if part.state != PART_IDLE and part.request.device != NULL:
         part.request.device.ops.release(part.request.device, &part.request)
     part.state = PART_IDLE
+    if part.memory_bytes > 0:
+        memory_give(part.task.session, part.memory_bytes)
+        part.memory_bytes = 0
+
+
+cdef inline bint part_is_placed(const Part* part) noexcept nogil:
+    # It has, or waits for, a place at the device, and was not submitted.
+    if part.state == PART_GUARDED:
+        return part.request.op == REQUEST_WRITE
+    return part.state == PART_PLACING or part.state == PART_PLACED
 
 
 cdef void task_abort(Task* task) noexcept nogil:
@@ -235,20 +403,33 @@ cdef void task_abort(Task* task) noexcept nogil:
     cdef int i
     if not task.aborted and task.state != TASK_ANSWERED:
         session.target.stats.aborted += 1
-    task.aborted = True
     if session.rx_task == task:
         session.conn.rx.discard = True
         session.rx_task = NULL
+    if task.state == TASK_WAITING and session.conn.open:
+        unlink_bucket(task)
+        free_memory(task)
+        task.kind = TASK_VOID           # its CmdSN is used up, also for what comes after it
+        return
+    task.aborted = True
     if task.sending:
         unlink_send(task)
     leave_compare(task)
     task.place = NULL
     task.place_waiting = False
+    memory_leave(task)
     for i in range(PARTS):
         part = &task.parts[i]
-        if part.state == PART_PLACING or part.state == PART_PLACED:
+        if part.state == PART_GUARDED:
+            guard_leave(part.request.device, &part.guard)
+        if part_is_placed(part):
             part.request.device.ops.abort(part.request.device, &part.request)
             part.state = PART_IDLE
+        elif part.state == PART_GUARDED:
+            part.state = PART_IDLE
+        elif part.state == PART_SUBMITTED and part.request.op == REQUEST_COMMAND:
+            if part.request.device.ops.forget != NULL:
+                part.request.device.ops.forget(part.request.device, &part.request)
         elif part.state == PART_DONE and part.pdus_open == 0:
             part_release(part)
     if not task_busy(task):
@@ -267,6 +448,13 @@ cdef void task_fail(Task* task, uint32_t sense) noexcept nogil:
     task.sense_bytes = <uint16_t>scsi_sense(task.sense, sense, False, 0)
     if key == 2 or key == 3 or key == 4:
         task.session.target.stats.errors += 1
+
+
+cdef void task_inform(Task* task, uint64_t information) noexcept nogil:
+    # INFORMATION of the sense that task_fail has made: a block address, or the offset of the byte that differs.
+    if task.sense_bytes > 0 and information <= <uint64_t>0xFFFFFFFF:
+        task.sense[0] |= 0x80
+        put_be32(task.sense + 3, <uint32_t>information)
 
 
 cdef void task_fail_status(Task* task, uint8_t status) noexcept nogil:
@@ -307,6 +495,8 @@ cdef void task_answer(Task* task) noexcept nogil:
     pdu = session_tx(session, OP_SCSI_RESPONSE, FLAG_FINAL | flags, task.itt)
     task.state = TASK_ANSWERED
     session.tasks_unanswered -= 1
+    if task.device != NULL and task.device.descriptor_sense:
+        task.sense_bytes = <uint16_t>scsi_sense_describe(task.sense, task.sense_bytes)
     if pdu != NULL:
         pdu.header[3] = task.status
         session_put_sn(session, pdu.header, True)
@@ -324,6 +514,8 @@ cdef void task_answer(Task* task) noexcept nogil:
 cdef void task_answered(Task* task) noexcept nogil:
     cdef TargetStats* stats = &task.session.target.stats
     cdef ns_t taken_ns = task.session.target.loop.now_ns - task.begun_ns
+    memory_leave(task)
+    set_leave(task)
     task.session.commands_done += 1
     stats.commands += 1
     if <uint64_t>taken_ns > stats.longest_ns:

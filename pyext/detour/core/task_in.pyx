@@ -9,8 +9,10 @@ from detour.core.conn cimport conn_tx_queue
 from detour.core.debug cimport invariant
 from detour.core.device cimport *
 from detour.core.endian cimport put_be32
+from detour.core.guard cimport guard_stops, guard_touch
 from detour.core.iscsi cimport *
 from detour.core.scsi cimport *
+from detour.core.task_abort cimport preempt_begin
 
 from libc.string cimport memcpy
 
@@ -31,6 +33,7 @@ cdef void part_fill(Part* part, uint8_t op, lba_t lba, uint64_t blocks, part_fn 
     request.lba = lba
     request.blocks = blocks
     request.data = NULL
+    request.memory = NULL
     request.data_bytes = blocks * task.device.block_bytes if op == REQUEST_READ or op == REQUEST_WRITE else 0
     request.done = on_part_done
     request.nexus = &task.session.nexus
@@ -39,13 +42,22 @@ cdef void part_fill(Part* part, uint8_t op, lba_t lba, uint64_t blocks, part_fn 
     request.lun = task.bhs + 8
     request.scsi_status = STATUS_GOOD
     request.sense_bytes = 0
+    request.error_lba_known = False
     part.finished = finished
     part.queued_bytes = 0
 
 
 cdef void part_submit(Part* part) noexcept nogil:
-    part.state = PART_SUBMITTED
     part.task.device_begun = True
+    if part.request.device.guard.exclusives != 0 and guard_stops(part, on_part_free):
+        part.state = PART_GUARDED
+        return
+    on_part_free(part)
+
+
+cdef void on_part_free(void* owner) noexcept nogil:
+    cdef Part* part = <Part*>owner
+    part.state = PART_SUBMITTED
     part.request.device.ops.submit(part.request.device, &part.request)
 
 
@@ -54,6 +66,10 @@ cdef void on_part_done(Request* request) noexcept nogil:
     cdef Task* task = part.task
     invariant(part.state == PART_SUBMITTED, b"the device ends a request that it does not have")
     part.state = PART_DONE
+    if request.device.guard.exclusives != 0:
+        guard_touch(request.device)
+    if request.aborts and preempt_begin(task):
+        return                          # its answer waits for the tasks that it aborted
     if not task.aborted:
         part.finished(part)
         return
@@ -74,6 +90,8 @@ cdef void part_failed(Part* part, bint writing) noexcept nogil:
         memcpy(task.sense, request.sense, request.sense_bytes)
     else:
         task_fail(task, scsi_sense_of(request.status, writing))
+        if request.error_lba_known:
+            task_inform(task, request.error_lba)
     part_release(part)
 
 
@@ -93,22 +111,47 @@ cdef void in_read(Task* task) noexcept nogil:
 
 
 cdef void issue(Task* task) noexcept nogil:
-    cdef uint64_t wanted = wanted_bytes(task)
-    cdef uint32_t block_bytes = task.device.block_bytes
+    cdef Session* session = task.session
+    cdef uint64_t length_bytes
     cdef Part* part
     cdef int i
     for i in range(PARTS):
         part = &task.parts[i]
-        if part.state != PART_IDLE or task.issued_bytes >= wanted or task.failed:
+        length_bytes = next_part_bytes(task)
+        if part.state != PART_IDLE or length_bytes == 0 or task.failed or task.memory_ready != NULL:
             continue
-        part.start_bytes = task.issued_bytes
-        part.length_bytes = wanted - task.issued_bytes
-        if part.length_bytes > PART_BYTES_MAX:
-            part.length_bytes = PART_BYTES_MAX
-        task.issued_bytes += part.length_bytes
-        part_fill(part, REQUEST_READ, task.command.lba + part.start_bytes // block_bytes,
-                  part.length_bytes // block_bytes, on_read_done)
-        part_submit(part)
+        if session.memory_head != NULL or not memory_for(session, length_bytes):
+            memory_wait(task, length_bytes, issue_one)
+            return
+        issue_part(part, length_bytes)
+
+
+cdef void issue_one(Task* task) noexcept nogil:
+    # There is memory for the part that this task waited with.
+    cdef int i
+    for i in range(PARTS):
+        if task.parts[i].state == PART_IDLE and not task.failed:
+            issue_part(&task.parts[i], next_part_bytes(task))
+            break
+    issue(task)
+
+
+cdef inline uint64_t next_part_bytes(const Task* task) noexcept nogil:
+    cdef uint64_t rest_bytes = wanted_bytes(task) - task.issued_bytes
+    return rest_bytes if rest_bytes < PART_BYTES_MAX else PART_BYTES_MAX
+
+
+cdef void issue_part(Part* part, uint64_t length_bytes) noexcept nogil:
+    cdef Task* task = part.task
+    cdef uint32_t block_bytes = task.device.block_bytes
+    part.start_bytes = task.issued_bytes
+    part.length_bytes = length_bytes
+    part.memory_bytes = length_bytes
+    memory_take(task.session, length_bytes)
+    task.issued_bytes += length_bytes
+    part_fill(part, REQUEST_READ, task.command.lba + part.start_bytes // block_bytes, length_bytes // block_bytes,
+              on_read_done)
+    part_submit(part)
 
 
 cdef void on_read_done(Part* part) noexcept nogil:
@@ -144,7 +187,7 @@ cdef void in_settle(Task* task) noexcept nogil:
     task.complete = True
     for i in range(PARTS):
         part = &task.parts[i]
-        if part.state == PART_SUBMITTED:
+        if part.state == PART_SUBMITTED or part.state == PART_GUARDED:
             return
         if part.state == PART_DONE and part.pdus_open == 0:
             part_release(part)

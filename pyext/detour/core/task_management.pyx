@@ -4,6 +4,10 @@
 # Invariants: an answer is sent only when no aborted task in the function's reach is open at the device, so that it is
 # a barrier: nothing of these tasks touches the medium afterwards. Outstanding R2Ts are not waited for: hosts with
 # FastAbort stop answering them, and late Data-Out find no task and are discarded.
+# What a function is about: ABORT TASK and ABORT TASK SET, tasks of this nexus; CLEAR TASK SET and LUN reset, the tasks of
+# all nexuses at the device, also those that came by another target; target resets, all of these for every LUN. With
+# TAS 0 in the control mode page the aborted tasks of others are not answered: these nexuses learn of a reset by its unit
+# attention, of CLEAR TASK SET by 2F/00, once and only if they had tasks.
 # Cost: of no concern; the sweep walks all open tasks, only while a function waits.
 from detour.core.conn cimport conn_close_after_flush, conn_tx_queue
 from detour.core.device cimport *
@@ -11,6 +15,7 @@ from detour.core.endian cimport get_be16, get_be32
 from detour.core.iscsi cimport *
 from detour.core.pdu cimport sn_le, sn_lt
 from detour.core.scsi cimport scsi_lun_of
+from detour.core.task_abort cimport device_event, preempt_sweep, target_has, task_target
 
 cdef enum Function:
     ABORT_TASK = 1
@@ -49,6 +54,7 @@ cdef inline uint8_t function_of(const Task* task) noexcept nogil:
 cdef bint reaches(const Task* function, const Task* task) noexcept nogil:
     # Whether the function is about this task.
     cdef uint8_t code = function_of(function)
+    cdef Target* target = function.session.target
     if task.kind != TASK_COMMAND or task.state == TASK_ANSWERED:
         return False
     if is_logout(function):
@@ -56,10 +62,12 @@ cdef bint reaches(const Task* function, const Task* task) noexcept nogil:
     if code == ABORT_TASK:
         return task.session == function.session and task.itt == get_be32(function.bhs + 20)
     if code == TARGET_WARM_RESET or code == TARGET_COLD_RESET:
-        return True
-    if scsi_lun_of(task.bhs + 8) != scsi_lun_of(function.bhs + 8):
-        return False
-    return code != ABORT_TASK_SET or task.session == function.session
+        return task.session.target == target or (task_target(task) != NULL and target_has(target, task_target(task)))
+    if task.session == function.session or function.device == NULL or function.device == target.fallback:
+        if scsi_lun_of(task.bhs + 8) != scsi_lun_of(function.bhs + 8):
+            return False
+        return task.session == function.session or (code != ABORT_TASK_SET and task.session.target == target)
+    return code != ABORT_TASK_SET and task_target(task) == function.device
 
 
 cdef bint is_earlier(const Task* function, const Task* task) noexcept nogil:
@@ -67,30 +75,49 @@ cdef bint is_earlier(const Task* function, const Task* task) noexcept nogil:
     return task.session != function.session or task.immediate or sn_lt(task.cmd_sn, function.cmd_sn)
 
 
-cdef void abort_reached(Task* function) noexcept nogil:
-    cdef Session* session = function.session.target.sessions
-    cdef Task* task
+cdef uint32_t abort_reached_of(Task* function, Session* session) noexcept nogil:
+    # How many tasks of one session were aborted.
+    cdef Task* task = session.tasks
     cdef Task* following
-    while session != NULL:
-        task = session.tasks
-        while task != NULL:
-            following = task.next
-            if not task.aborted and reaches(function, task) and is_earlier(function, task):
-                task_abort(task)
-            task = following
-        session = session.next
+    cdef uint32_t count = 0
+    while task != NULL:
+        following = task.next
+        if not task.aborted and reaches(function, task) and is_earlier(function, task):
+            count += 1
+            task_abort(task)
+        task = following
+    return count
+
+
+cdef void abort_reached(Task* function) noexcept nogil:
+    cdef Target* target = <Target*>function.session.target.loop.targets
+    cdef Device* device = function.device
+    cdef bint tell = function_of(function) == CLEAR_TASK_SET and not is_logout(function) and device != NULL
+    cdef Session* session
+    while target != NULL:
+        session = target.sessions
+        while session != NULL:
+            if abort_reached_of(function, session) > 0 and tell and session != function.session:
+                if device.ops.nexus_event != NULL:
+                    device.ops.nexus_event(device, &session.nexus, NEXUS_CLEARED)
+            session = session.next
+        target = target.next_with_sessions
 
 
 cdef bint still_open(Task* function) noexcept nogil:
-    cdef Session* session = function.session.target.sessions
+    cdef Target* target = <Target*>function.session.target.loop.targets
+    cdef Session* session
     cdef Task* task
-    while session != NULL:
-        task = session.tasks
-        while task != NULL:
-            if task.aborted and reaches(function, task):
-                return True
-            task = task.next
-        session = session.next
+    while target != NULL:
+        session = target.sessions
+        while session != NULL:
+            task = session.tasks
+            while task != NULL:
+                if task.aborted and reaches(function, task):
+                    return True
+                task = task.next
+            session = session.next
+        target = target.next_with_sessions
     return False
 
 
@@ -107,11 +134,11 @@ cdef void reset_devices(Task* function) noexcept nogil:
     cdef Target* target = function.session.target
     cdef uint8_t code = function_of(function)
     cdef int lun
-    if code == LUN_RESET:
-        target_nexus_event(target, target.luns[scsi_lun_of(function.bhs + 8)], NEXUS_LUN_RESET)
+    if code == LUN_RESET and function.device != target.fallback:
+        device_event(target.loop, function.device, NEXUS_LUN_RESET)
     elif code == TARGET_WARM_RESET or code == TARGET_COLD_RESET:
         for lun in range(TARGET_LUNS_MAX):
-            target_nexus_event(target, target.luns[lun], NEXUS_TARGET_RESET)
+            device_event(target.loop, target.luns[lun], NEXUS_TARGET_RESET)
 
 
 cdef uint8_t check_function(Task* function) noexcept nogil:
@@ -125,9 +152,10 @@ cdef uint8_t check_function(Task* function) noexcept nogil:
         return RESPONSE_COMPLETE
     if code != ABORT_TASK_SET and code != CLEAR_TASK_SET and code != LUN_RESET:
         return RESPONSE_NOT_SUPPORTED
-    if lun >= TARGET_LUNS_MAX or function.session.target.luns[lun] == NULL:
-        return RESPONSE_NO_LUN
-    return RESPONSE_COMPLETE
+    function.device = function.session.target.luns[lun] if lun < TARGET_LUNS_MAX else NULL
+    if function.device == NULL:
+        function.device = function.session.target.fallback      # which LUNs it has is not known here
+    return RESPONSE_NO_LUN if function.device == NULL else RESPONSE_COMPLETE
 
 
 cdef uint8_t check_abort_task(Task* function) noexcept nogil:
@@ -135,8 +163,11 @@ cdef uint8_t check_abort_task(Task* function) noexcept nogil:
     cdef Session* session = function.session
     cdef uint32_t referenced = get_be32(function.bhs + 32)
     cdef Task* placeholder
-    if task_find(session, get_be32(function.bhs + 20)) != NULL:
-        return RESPONSE_COMPLETE
+    cdef Task* task = task_find(session, get_be32(function.bhs + 20))
+    cdef bint same_lun
+    if task != NULL:
+        same_lun = scsi_lun_of(task.bhs + 8) == scsi_lun_of(function.bhs + 8)
+        return RESPONSE_COMPLETE if same_lun else RESPONSE_NO_TASK
     if not (sn_le(session.exp_cmd_sn, referenced) and sn_lt(referenced, function.cmd_sn)):
         return RESPONSE_NO_TASK
     placeholder = task_new(session, function.bhs)
@@ -190,6 +221,8 @@ cdef void answer_function(Task* function) noexcept nogil:
         conn_tx_queue(&session.conn, pdu, 0)
     if function.status == RESPONSE_COMPLETE and function_of(function) == TARGET_COLD_RESET:
         while other != NULL:
+            if other != session and other.conn.open:
+                session_async(other, ASYNC_DROP_SESSION, 0, 0, 0)
             conn_close_after_flush(&other.conn)
             other = other.next
     task_free(function)
@@ -222,7 +255,7 @@ cdef bint management_sweep(Target* target) noexcept nogil:
     cdef Session* session = target.sessions
     cdef Task* task
     cdef Task* following
-    cdef bint waiting = False
+    cdef bint waiting = preempt_sweep(target)
     while session != NULL:
         task = session.tasks
         while task != NULL:

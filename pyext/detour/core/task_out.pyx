@@ -7,8 +7,9 @@
 # What breaks the rules: wrong DataSN, offset or length fail the command (0B/47/05, 0B/0C/0C, 0B/0C/0D) after the last
 # PDU that is still to come; a PDU that fits no sequence of the command at all ends the connection.
 # Cost: socket to place, no copy; one copy where the device has no place at the moment (journal room, throttle, hold).
-# Staging takes at most half of the loop's buffers, so that places can always be had; beyond that the host is told
-# TASK SET FULL and sends the command again later.
+# Staging takes at most half of the loop's buffers, and of one session no more than then is left of that half, so that
+# places can always be had; beyond that the host is told TASK SET FULL and sends the command again later. A place is
+# opened when the session has memory for it (memory_wait).
 from libc.string cimport memcpy
 
 from detour.core.conn cimport Conn, conn_tx_queue
@@ -42,6 +43,7 @@ cdef void out_prepare(Task* task, uint32_t immediate_bytes, bint final) noexcept
     if final:
         return
     task.unsolicited_open = True
+    session.data_ns = session.target.loop.now_ns
     task.solicited_bytes = unsolicited_max
     if session.conn.params.initial_r2t:
         task_fail(task, SENSE_UNEXPECTED_UNSOLICITED)
@@ -49,20 +51,25 @@ cdef void out_prepare(Task* task, uint32_t immediate_bytes, bint final) noexcept
 
 cdef bint take_staging(Task* task, uint64_t length_bytes) noexcept nogil:
     cdef BufferPool* pool = &task.session.target.loop.buffers
+    cdef uint64_t staged_bytes = task.session.staged_bytes
     if task.staging != NULL:
         return length_bytes <= task.staging_bytes
     if pool.taken_bytes + length_bytes > pool.limit_bytes // 2:
+        return False
+    if staged_bytes > 0 and pool.taken_bytes + length_bytes + staged_bytes > pool.limit_bytes // 2:
         return False
     task.staging = pool_get(pool, length_bytes)
     if task.staging == NULL:
         return False
     task.staging_bytes = <uint32_t>length_bytes
+    task.session.staged_bytes += length_bytes
     return True
 
 
 cdef void drop_staging(Task* task) noexcept nogil:
     if task.staging != NULL:
         pool_put(&task.session.target.loop.buffers, task.staging, task.staging_bytes)
+        task.session.staged_bytes -= task.staging_bytes
     task.staging = NULL
     task.staging_bytes = 0
 
@@ -101,6 +108,7 @@ cdef uint64_t staging_need(Task* task, uint64_t end_bytes) noexcept nogil:
 cdef void out_received(Task* task, uint32_t length_bytes, bint digest_bad) noexcept nogil:
     cdef Conn* conn = &task.session.conn
     task.session.rx_task = NULL
+    task.session.data_ns = task.session.target.loop.now_ns
     if digest_bad:
         session_reject(task.session, conn.rx.header, REJECT_DATA_DIGEST)
         task_fail(task, SENSE_DIGEST_ERROR)
@@ -167,7 +175,45 @@ cdef void send_r2ts(Task* task) noexcept nogil:
         task.data_sn += 1
         task.solicited_bytes += length_bytes
         burst.end_bytes = task.solicited_bytes
+        session.data_ns = session.target.loop.now_ns
         conn_tx_queue(&session.conn, pdu, 0)
+
+
+cdef inline uint64_t place_bytes(const Task* task) noexcept nogil:
+    return least(task.take_bytes - task.place_end, PART_BYTES_MAX)
+
+
+cdef bint take_place_memory(Task* task) noexcept nogil:
+    # False: the session holds too much; out_advance is called again when it holds less.
+    cdef Session* session = task.session
+    cdef uint64_t bytes = place_bytes(task)
+    if task.memory_bytes >= bytes:
+        return True                     # of its last place
+    if task.memory_ready != NULL:
+        return False
+    if session.memory_head != NULL or not memory_for(session, bytes):
+        memory_wait(task, bytes, place_memory_ready)
+        return False
+    claim(task, bytes)
+    return True
+
+
+cdef inline void claim(Task* task, uint64_t bytes) noexcept nogil:
+    memory_take(task.session, bytes - task.memory_bytes)
+    task.memory_bytes = bytes
+
+
+cdef void place_memory_ready(Task* task) noexcept nogil:
+    if not task.failed:
+        claim(task, place_bytes(task))
+    out_advance(task)
+
+
+cdef void give_place_memory(Task* task) noexcept nogil:
+    cdef uint64_t bytes = task.memory_bytes
+    task.memory_bytes = 0
+    memory_leave(task)
+    memory_give(task.session, bytes)
 
 
 cdef void out_begin(Task* task) noexcept nogil:
@@ -185,8 +231,9 @@ cdef void fail_or_wait(Task* task) noexcept nogil:
     if part.state == PART_PLACING or part.state == PART_PLACED:
         part.request.device.ops.abort(part.request.device, &part.request)
         part.state = PART_IDLE
+    give_place_memory(task)
     drop_staging(task)
-    if part.state != PART_SUBMITTED and not task_data_expected(task):
+    if part.state != PART_SUBMITTED and part.state != PART_GUARDED and not task_data_expected(task):
         task_answer(task)
 
 
@@ -208,6 +255,8 @@ cdef void out_advance(Task* task) noexcept nogil:
             return
         if task.parts[0].state != PART_IDLE or task.place_end >= task.take_bytes:
             return                      # the device has a part, or all places have been full
+        if not take_place_memory(task):
+            return
         status = task.open_place(task)
         if status == PENDING:
             task.place_waiting = True
@@ -258,6 +307,7 @@ cdef void out_park(Task* task) noexcept nogil:
         part.state = PART_IDLE
         task.place_waiting = False
         task.place_end = 0
+        give_place_memory(task)
         out_advance(task)
 
 

@@ -1,6 +1,6 @@
 """The target side's door: accepts connections, does the login, and hands sockets over to the core.
 
-    accept -> login (bounded in time) -> redirect | refusal | discovery session | TargetHandle.adopt
+    accept -> admission -> login (bounded in time) -> redirect | refusal | discovery session | TargetHandle.adopt
 
 The redirect is decided before authentication, as tgt does: a host whose CHAP secret main knows and the gateway does not
 can still be sent on. A session that logs in again (same initiator name, ISID, target and portal group) replaces the old
@@ -12,7 +12,7 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -22,8 +22,9 @@ import structlog
 
 from detour import events
 from detour.errors import BusyError, ClosedError, DetourError, ProtocolError, UsageError
-from detour.iscsi import wire
+from detour.iscsi import keys, wire
 from detour.iscsi.access import ADMIT_ALL, Access
+from detour.iscsi.admission import Admission
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.discovery import DiscoverySession, answer_text
 from detour.iscsi.login_target import Accept, LoginIdentity, Redirect, Refuse, TargetLogin, Verdict
@@ -39,9 +40,10 @@ log = structlog.get_logger(__name__)
 BACKLOG = 128
 DIGESTS = ("CRC32C", "None")    # what is taken; the initiator's order decides
 ACCEPT_PAUSE_SECONDS = 0.1      # when no descriptor is free
+WARNING_SECONDS = 10.0          # at most one line about crowding in that time
 
 Nexus = tuple[str, bytes, str, int]     # initiator name, ISID, target name, portal group tag
-RedirectRule = str | Redirect | Callable[[str, str, bytes], str | None] | None
+RedirectRule = str | Redirect | Callable[[str, str, bytes], str | Redirect | None] | None
 
 
 class SessionSink(Protocol):
@@ -51,7 +53,9 @@ class SessionSink(Protocol):
 
     def drop(self, session_id: int, reason: int) -> int: ...
 
-    def text_response(self, session_id: int, itt: int, data: bytes) -> int: ...
+    def text_response(self, session_id: int, itt: int, data: bytes, send_data_bytes_max: int = 0) -> int: ...
+
+    def text_reject(self, session_id: int, itt: int, reason: int) -> int: ...
 
 
 @dataclass
@@ -59,7 +63,7 @@ class TargetEntry:
     """A target name that the listener answers for. Fields may be changed while it serves.
 
     handle: who takes the sessions; None where every login is redirected. redirect: "host:port", a Redirect, or a
-    function of initiator name, peer's IP address and ISID that answers "host:port" or None. accepting: False refuses
+    function of initiator name, peer's IP address and ISID that answers one of these or None. accepting: False refuses
     logins with "service unavailable", which initiators try again. access: who may log in, and sees it in discovery.
     """
 
@@ -104,7 +108,7 @@ class Listener:
         self._runtime = runtime
         self._wishes = wishes or Wishes(header_digest=DIGESTS, data_digest=DIGESTS)
         self._limits = limits or LoginLimits()
-        self._advertise = advertise
+        self._told_portals: tuple[str, ...] = (advertise,) if advertise else ()
         self._discovery_auth = discovery_auth
         _warn_of_weak(discovery_auth, "discovery")
         self.targets: dict[str, TargetEntry] = {}
@@ -113,9 +117,12 @@ class Listener:
         self._nexus_locks: WeakValueDictionary[Nexus, asyncio.Lock] = WeakValueDictionary()
         self._servers: list[tuple[socket.socket, asyncio.Task[None]]] = []
         self._connections: set[asyncio.Task[None]] = set()
-        self._logins = 0
+        self._waiting: Admission[_Connection] = Admission(self._limits.logins_max, self._limits.logins_per_address_max)
+        self._entering: dict[_Connection, LoginIdentity] = {}       # proven, and not sessions yet
+        self._warned_at = -WARNING_SECONDS
         self._last_tsih = 0
         self.logins_refused = 0
+        self.logins_crowded_out = 0
         self.redirects = 0
 
     # --- targets and portals
@@ -129,6 +136,10 @@ class Listener:
         _warn_of_weak(entry.auth, name)
         self.targets[name] = entry
         return entry
+
+    def tell_portals(self, portals: Iterable[str]) -> None:
+        """What SendTargets names from now on: these portals ("host:port") instead of the one the initiator came to."""
+        self._told_portals = tuple(portals)
 
     def remove_target(self, iqn: str) -> None:
         """New logins to the name fail; its sessions go on."""
@@ -211,17 +222,25 @@ class Listener:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
-            if self._logins >= self._limits.logins_max:
-                log.warning("too many logins at once; a connection is closed", peer=peer[0])
-                sock.close()
-                continue
-            self._logins += 1
-            task = asyncio.create_task(self._serve(sock))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+            self._admit(sock, peer[0])
 
-    async def _serve(self, sock: socket.socket) -> None:
+    def _admit(self, sock: socket.socket, address: str) -> None:
+        """Begins to serve a connection; where there are too many, another one is closed for it."""
         connection = _Connection(self, sock)
+        connection.task = asyncio.create_task(self._serve(connection))
+        self._connections.add(connection.task)
+        connection.task.add_done_callback(lambda task: self._ended(connection, task))
+        leaving = self._waiting.enter(connection, address)
+        if leaving is None:
+            return
+        leaving.give_way()
+        self.logins_crowded_out += 1
+        if time.monotonic() - self._warned_at >= WARNING_SECONDS:
+            self._warned_at = time.monotonic()
+            log.warning("too many connections without a session; the oldest of who has the most is closed",
+                        peer=leaving.peer, closed_so_far=self.logins_crowded_out)
+
+    async def _serve(self, connection: _Connection) -> None:
         try:
             await connection.run()
         except TimeoutError:
@@ -232,9 +251,13 @@ class Listener:
             log.warning("a connection ended before a session began", peer=connection.peer, reason=error.message)
         except Exception:       # a redirect rule that fails, say, must not leave the peer without an end
             log.exception("a login failed", peer=connection.peer)
-        finally:
-            connection.end_login()
-            sock.close()
+
+    def _ended(self, connection: _Connection, task: asyncio.Task[None]) -> None:
+        # Also for a task that was cancelled before its first step.
+        self._connections.discard(task)
+        self._waiting.leave(connection)
+        self._entering.pop(connection, None)
+        connection.sock.close()
 
     # --- decisions
 
@@ -253,14 +276,30 @@ class Listener:
             return Refuse(LoginStatus.AUTHORIZATION_FAILURE, identity.initiator_name)
         if not entry.accepting or entry.handle is None:
             return Refuse(LoginStatus.SERVICE_UNAVAILABLE, entry.iqn)
+        nexus = _nexus_of(identity, entry)
         if identity.tsih:
-            known = any(info.tsih == identity.tsih for info in self.sessions_of(entry.iqn))
+            # A session has one connection, so that neither a second one nor a replacement of it (6.3.4) can come to it.
+            known = any(info.tsih == identity.tsih and info.nexus == nexus for info in self.sessions.values())
             return Refuse(LoginStatus.TOO_MANY_CONNECTIONS if known else LoginStatus.NO_SESSION)
-        nexus = (identity.initiator_name.lower(), identity.isid, entry.iqn, entry.portal_group)
-        replaces = any(info.nexus == nexus for info in self.sessions.values())
-        if len(self.sessions) >= self._limits.sessions_max and not replaces:
-            return Refuse(LoginStatus.OUT_OF_RESOURCES, f"{self._limits.sessions_max} sessions are open")
-        return Accept(entry.auth, entry.portal_group)
+        full = self._full(nexus)
+        return Refuse(LoginStatus.OUT_OF_RESOURCES, full) if full else Accept(entry.auth, entry.portal_group)
+
+    def _full(self, nexus: Nexus) -> str:
+        """Why there is no room for a session of a nexus; empty when there is. One that replaces another has room."""
+        taken = [info.nexus for info in self.sessions.values()]
+        if nexus in taken:
+            return ""
+        taken += [(who.initiator_name.lower(), who.isid, who.target_name, 0) for who in self._entering.values()]
+        limits = self._limits
+        of_target = sum(other[2] == nexus[2] for other in taken)
+        of_initiator = sum(other[0] == nexus[0] for other in taken)
+        if len(taken) >= limits.sessions_max:
+            return f"{limits.sessions_max} sessions are open"
+        if of_target >= limits.sessions_per_target_max:
+            return f"{nexus[2]} has {limits.sessions_per_target_max} sessions"
+        if of_initiator >= limits.sessions_per_initiator_max:
+            return f"{nexus[0]} has {limits.sessions_per_initiator_max} sessions"
+        return ""
 
     @staticmethod
     def _redirect_of(entry: TargetEntry, identity: LoginIdentity, peer_host: str) -> Redirect | None:
@@ -279,16 +318,21 @@ class Listener:
 
     def _send_targets(self, value: str, local: tuple[str, int], initiator_name: str, peer_host: str,
                       own: str = "") -> list[tuple[str, str]]:
-        """Answer to SendTargets: all targets in discovery ("All"), one by name, or the session's own (""); never one
-        that the initiator may not reach."""
-        wanted = [own] if not value and own else list(self.targets) if value == "All" and not own else [value.lower()]
+        """Answer to SendTargets (section 13.3, appendix C). Discovery session: "All" or one target by name, never one
+        that the initiator may not reach. Normal session: its own target, by name or "". Else Reject."""
+        if value == ("All" if own else ""):
+            return [("SendTargets", keys.REJECT)]
+        name = value.lower() or own
+        wanted = list(self.targets) if value == "All" else [name] if name == own or not own else []
+        host = local[0].partition("%")[0]           # the zone of a link-local address means nothing to the initiator
         pairs = []
         for name in wanted:
             entry = self.targets.get(name)
             if (entry is not None and (entry.accepting or entry.redirect)
                     and entry.access.admits(initiator_name, peer_host)):
-                address = self._advertise or format_endpoint(*local)
-                pairs += [("TargetName", name), ("TargetAddress", f"{address},{entry.portal_group}")]
+                told = self._told_portals or (format_endpoint(host, local[1]),)
+                pairs += [("TargetName", name),
+                          *(("TargetAddress", f"{address},{entry.portal_group}") for address in told)]
         return pairs
 
     # --- hand-over
@@ -330,14 +374,24 @@ class Listener:
 
     def _on_text(self, info: SessionInfo, sink: SessionSink, itt: int, data: bytes,
                  connection: _Connection) -> None:
+        key = keys.KEYS["MaxRecvDataSegmentLength"]
         try:
             table = unique(wire.decode_text(data))
-        except ProtocolError:
-            table = {}
+            declared = table.pop(key.name, None)
+            peer_recv_bytes_max = int(keys.declared(key, declared)) if declared is not None else 0
+        except ProtocolError as error:
+            log.info("a text request is rejected", session=info.id, reason=error.message)
+            with suppress(DetourError, ValueError):
+                sink.text_reject(info.id, itt, wire.REJECT_PROTOCOL)
+            return
         answers = answer_text(table, lambda value: self._send_targets(
             value, connection.local_address, info.initiator_name, connection.peer_host, info.target))
-        with suppress(DetourError):
-            sink.text_response(info.id, itt, wire.encode_text(answers))
+        with suppress(DetourError, ValueError):         # the target may be closed by now
+            sink.text_response(info.id, itt, wire.encode_text(answers), peer_recv_bytes_max)
+
+
+def _nexus_of(identity: LoginIdentity, entry: TargetEntry) -> Nexus:
+    return (identity.initiator_name.lower(), identity.isid, entry.iqn, entry.portal_group)
 
 
 def _warn_of_weak(auth: ChapAuth | None, where: str) -> None:
@@ -351,7 +405,7 @@ class _Connection:
     def __init__(self, listener: Listener, sock: socket.socket) -> None:
         self.sock = sock
         self._listener = listener
-        self._counted = True
+        self.task: asyncio.Task[None] | None = None
         self.local_address: tuple[str, int] = ("", 0)
         self.peer = ""
         self.peer_host = ""
@@ -360,11 +414,10 @@ class _Connection:
     def local(self) -> str:
         return format_endpoint(*self.local_address)
 
-    def end_login(self) -> None:
-        """The connection no longer counts as a login."""
-        if self._counted:
-            self._counted = False
-            self._listener._logins -= 1
+    def give_way(self) -> None:
+        """Ends a connection that has no session; it is closed at once."""
+        if self.task is not None:
+            self.task.cancel()
 
     async def run(self) -> None:
         listener, limits = self._listener, self._listener._limits
@@ -380,10 +433,11 @@ class _Connection:
             return
         assert login.params is not None and login.identity is not None
         name = login.identity.initiator_name
-        self.end_login()
-        await DiscoverySession(self.sock, login.params,
-                               lambda value: listener._send_targets(value, self.local_address, name, self.peer_host),
-                               limits.discovery_seconds, limits.text_bytes_max).run()
+        async with asyncio.timeout(limits.discovery_life_seconds):
+            await DiscoverySession(self.sock, login.params,
+                                   lambda value: listener._send_targets(value, self.local_address, name,
+                                                                        self.peer_host),
+                                   limits.discovery_seconds, limits.text_bytes_max).run()
 
     async def _login(self) -> TargetLogin | None:
         """Exchanges PDUs until full feature phase. Answers a finished discovery login; None when all is done here."""
@@ -412,7 +466,14 @@ class _Connection:
         if entry is None:
             await wire.send(self.sock, login.refuse(request, LoginStatus.NOT_FOUND).pack())
             return
-        nexus = (identity.initiator_name.lower(), identity.isid, entry.iqn, entry.portal_group)
+        nexus = _nexus_of(identity, entry)
+        full = listener._full(nexus)
+        if full:
+            await wire.send(self.sock, login.refuse(request, LoginStatus.OUT_OF_RESOURCES, full).pack())
+            self._report(login)
+            return
+        listener._waiting.leave(self)       # it has proven who it is, and has its room: it gives way to nobody
+        listener._entering[self] = identity
         async with listener._nexus_locks.setdefault(nexus, asyncio.Lock()):
             if not await listener._replace(nexus):
                 refusal = login.refuse(request, LoginStatus.SERVICE_UNAVAILABLE, "the old session is still ending")

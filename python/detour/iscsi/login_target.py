@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from detour.errors import LoginError, ProtocolError
+from detour.errors import LoginError, ProtocolError, UsageError
 from detour.iscsi import keys
 from detour.iscsi.chap import ChapAuth, ChapTarget
 from detour.iscsi.negotiation import (
@@ -55,10 +55,19 @@ class Accept:
 
 @dataclass(frozen=True)
 class Redirect:
-    """The initiator is sent to another address, "host:port" (IPv6 in brackets, no portal group tag)."""
+    """The initiator is sent to another address: "host[:port]", the host a name, IPv4, or IPv6 in brackets; without a
+    portal group tag (section 13.8). UsageError when the text is no such address."""
 
     address: str
     permanent: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            _, _, tag = keys.parse_target_address(self.address)
+        except ProtocolError as error:
+            raise UsageError(error.message) from None
+        if tag is not None:
+            raise UsageError(f"the address of a redirect has no portal group tag: {self.address}")
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,8 @@ class Negotiation:
             return keys.NOT_UNDERSTOOD
         if key.kind is keys.Kind.OBSOLETE:
             return str(key.default)
-        if key.phase is keys.Phase.FULL_FEATURE:
-            return keys.REJECT
+        if key.phase in (keys.Phase.FULL_FEATURE, keys.Phase.SECURITY):
+            return keys.REJECT          # AuthMethod in its own stage does not come here
         if key.declarative:
             self.take_declared(key, text)
             return None
