@@ -23,7 +23,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -37,7 +37,8 @@ from detour.disk_options import LUNS_MAX, DiskOptions
 from detour.errors import DetourError, UsageError
 from detour.iscsi.access import ADMIT_ALL, Access
 from detour.iscsi.chap import ChapAuth
-from detour.iscsi.listener import Listener, TargetEntry
+from detour.iscsi.listener import Listener, SessionInfo, TargetEntry
+from detour.reservations import ReservationKeeper, reservations_file
 from detour.runtime import Runtime
 from detour.stores import OpenStore, open_store
 from detour.urls import FileUrl, format_endpoint, parse_endpoint, parse_url
@@ -101,6 +102,7 @@ class EmbeddedTarget:
         self.entry = self.listener.add_target(TargetEntry(iqn=iqn, handle=self.handle, auth=auth, access=access))
         self.stores: dict[int, OpenStore] = {}
         self.disks: dict[int, DiskHandle] = {}
+        self.keepers: list[ReservationKeeper] = []
 
     async def add_disk(self, url: str, options: DiskOptions, lun: int | None = None) -> None:
         """A LUN; without a number the next one."""
@@ -113,16 +115,40 @@ class EmbeddedTarget:
         store = await open_store(self.runtime, url, reactor=self.reactor, read_only=options.read_only,
                                  **_file_options(url, options))
         self.stores[lun] = store
-        disk = DiskHandle(self.reactor, store.handle, serial=options.serial or serial_of(self.entry.iqn, lun),
-                          write_cache=options.write_cache, thin=options.thin, read_only=options.read_only,
-                          delay_us=options.delay_us)
-        self.disks[lun] = disk
+        disk = self.disks[lun] = self._make_disk(lun, url, store, options)
         await self.runtime.wait(self.handle.set_lun(lun, disk), context=f"LUN {lun}")
+
+    def _make_disk(self, lun: int, url: str, store: OpenStore, options: DiskOptions) -> DiskHandle:
+        """The disk over `store`, with the reservations that it kept. CorruptError when they are damaged."""
+        kept, disk_id = reservations_file(url, options.reservations_path), self.runtime.new_id()
+        reservations = kept.load() if kept else b""
+        try:
+            disk = DiskHandle(self.reactor, store.handle, serial=options.serial or serial_of(self.entry.iqn, lun),
+                              write_cache=options.write_cache, thin=options.thin, read_only=options.read_only,
+                              delay_us=options.delay_us, removable=options.removable, device_id=disk_id,
+                              port_name=f"{self.entry.iqn},t,0x{self.entry.portal_group:04x}",
+                              durable=kept is not None, reservations=reservations)
+        except ValueError:
+            if kept and reservations:
+                raise kept.damaged() from None
+            raise
+        if kept:
+            self.keepers.append(ReservationKeeper(self.runtime, disk_id, disk, kept))
+        return disk
 
     async def listen(self, text: str) -> str:
         """Opens a portal; answers its address with the real port."""
         host, port = parse_endpoint(text, 3260)
         return format_endpoint(*await self.listener.listen(host, port))
+
+    @property
+    def infos(self) -> list[SessionInfo]:
+        """Its sessions."""
+        return self.listener.sessions_of(self.entry.iqn)
+
+    async def send_to(self, redirect: Redirect | None) -> None:
+        """Where logins are sent from now on; None: they are taken here."""
+        self.entry.redirect = redirect
 
     async def drop(self, excepted: Exceptions) -> int:
         """Ends the sessions of others than `excepted`; returns when their tasks have ended at the store."""
@@ -135,6 +161,8 @@ class EmbeddedTarget:
         """Portals first, then sessions, then disks and what is below them."""
         await self.listener.close()
         await self.runtime.wait(self.handle.close(), check=False)
+        for keeper in self.keepers:
+            await keeper.close()
         for store in reversed(self.stores.values()):
             with contextlib.suppress(DetourError, OSError):
                 await store.close()
@@ -154,7 +182,7 @@ class EmbeddedTarget:
 
 # --- the API
 
-def make_app(*targets: EmbeddedTarget) -> Starlette:
+def make_app(*targets: Redirectable) -> Starlette:
     """The HTTP API of the targets of one process."""
     routes = _Routes(targets)
     one = "/v1/targets/{iqn}"
@@ -213,11 +241,26 @@ def _exception(row: Any) -> tuple[str, bytes | None]:
     raise UsageError('`except` has initiator names, or {"name": ..., "isid": 12 hexadecimal digits}')
 
 
+class Redirectable(Protocol):
+    """What the API works on: a target whose logins can be sent elsewhere."""
+
+    entry: TargetEntry
+
+    @property
+    def infos(self) -> list[SessionInfo]: ...
+
+    def document(self) -> dict[str, Any]: ...
+
+    async def send_to(self, redirect: Redirect | None) -> None: ...
+
+    async def drop(self, excepted: Exceptions) -> int: ...
+
+
 class _Routes:
-    def __init__(self, targets: Sequence[EmbeddedTarget]) -> None:
+    def __init__(self, targets: Sequence[Redirectable]) -> None:
         self._targets = {target.entry.iqn: target for target in targets}
 
-    def _check(self, request: Request) -> EmbeddedTarget:
+    def _check(self, request: Request) -> Redirectable:
         iqn = request.path_params["iqn"]
         target = self._targets.get(iqn.lower())
         if target is None:
@@ -233,7 +276,7 @@ class _Routes:
     async def sessions(self, request: Request) -> JSONResponse:
         target = self._check(request)
         return JSONResponse([{"id": info.id, "initiator": info.initiator_name, "isid": info.isid.hex(),
-                              "peer": info.peer} for info in target.listener.sessions_of(target.entry.iqn)])
+                              "peer": info.peer} for info in target.infos])
 
     async def set_redirect(self, request: Request) -> JSONResponse:
         target, content = self._check(request), await _body(request)
@@ -241,11 +284,11 @@ class _Routes:
         if not isinstance(address, str):
             raise UsageError("`address` is missing: host:port")
         redirect = Redirect(format_endpoint(*parse_endpoint(address)), _exceptions(content))
-        target.entry.redirect = redirect
+        await target.send_to(redirect)
         return JSONResponse(redirect.document())
 
     async def clear_redirect(self, request: Request) -> JSONResponse:
-        self._check(request).entry.redirect = None
+        await self._check(request).send_to(None)
         return JSONResponse({"redirect": None})
 
     async def drop(self, request: Request) -> JSONResponse:

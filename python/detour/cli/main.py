@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Do the whole job on this machine, and prove it."),
     "serve": ("serve", "Run the gateway."),
     "target": ("target", "Serve files, devices or memory as a plain iSCSI target with a redirect API."),
+    "front": ("front", "Send hosts on to main or gateway, for mains that cannot redirect."),
     "backup": ("backup", "Start a detour and follow it."),
     "status": ("status", "Show volumes and running detours."),
     "cutover": ("cutover", "Let a host go home whose cutover was held back."),

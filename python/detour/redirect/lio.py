@@ -21,9 +21,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from detour.errors import ConfigError, StorageError
-from detour.redirect.api import RedirectApi
 from detour.redirect.base import (
-    Address,
     DriverOptions,
     MainSession,
     Memo,
@@ -33,7 +31,8 @@ from detour.redirect.base import (
     wait_gone,
 )
 from detour.redirect.command import CommandRunner
-from detour.redirect.witness import WitnessedDriver, WitnessedOptions, same_place
+from detour.redirect.portal import FrontedDriver
+from detour.redirect.witness import WitnessedOptions
 from detour.urls import parse_duration
 
 # Each script gets its words as "$1"...: nothing of the configuration or of the wire is ever part of a script.
@@ -66,7 +65,7 @@ class LioOptions(WitnessedOptions):
 
 
 @register
-class LioDriver(WitnessedDriver):
+class LioDriver(FrontedDriver):
     name: ClassVar[str] = "lio"
     options_model: ClassVar[type[DriverOptions]] = LioOptions
     options: LioOptions
@@ -77,7 +76,7 @@ class LioDriver(WitnessedDriver):
             raise ConfigError(f"{context.target!r} is no target name", key="main")
         self._runner = CommandRunner(options.command, {}, options.limit_s)
         self._group = f"{options.root.rstrip('/')}/iscsi/{context.target.lower()}/tpgt_{options.portal_group}"
-        self._front = RedirectApi("the front", options.front, context.target, options.limit_s)
+        self.front = self.make_front(options.front)
         self._memo = Memo(context.memo_path)
 
     async def prepare(self) -> None:
@@ -86,33 +85,8 @@ class LioDriver(WitnessedDriver):
         enabled, _, _ = await self._look_at_group()
         if not enabled:
             raise StorageError(f"main's portal group {self._group} is not enabled")
-        await self._front.target()
+        await self.front.target()
         await self.check_own()
-
-    async def portals(self) -> list[Address]:
-        """The front's: what hosts know."""
-        if self.options.portals:
-            return await super().portals()
-        told = (await self._front.target()).get("portals")
-        return [Address.parse(str(portal)) for portal in told] if isinstance(told, list) else []
-
-    async def set(self, address: Address) -> None:
-        if not address.numeric:
-            raise not_numeric(address)
-        await self._front.set(address, [])
-
-    async def clear(self) -> None:
-        await self._front.clear()
-
-    async def verify(self, address: Address | None) -> None:
-        """What the front says, and what its portals answer."""
-        found = await self._front.redirect()
-        if not same_place(found, address):
-            told = f"redirects to {found}" if found else "sends hosts to main"
-            raise StorageError(f"the front {told}, but should "
-                               + (f"redirect to {address}" if address else "send them to main"))
-        if address is not None:
-            await super().verify(address)
 
     async def sessions(self) -> list[MainSession]:
         own = {one.initiator.lower() for one in self.context.own} or {self.context.initiator_name.lower()}
@@ -147,9 +121,6 @@ class LioDriver(WitnessedDriver):
             return
         await self._write("attrib/generate_node_acls", str(memo["generate_node_acls"]))
         self._memo.forget()
-
-    async def close(self) -> None:
-        await self._front.close()
 
     async def _look_at_group(self) -> tuple[bool, bool, bool]:
         """Whether the portal group is enabled, is open to initiators without an ACL, and has an ACL for the gateway."""
