@@ -9,11 +9,13 @@ import os
 from pathlib import Path
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """The file holds the old content or all of the new one, power cut included. Raises OSError."""
+def write_durably(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """The file holds the old content or all of the new one, power cut included. Raises OSError. `mode`: its
+    permissions, less what the umask takes away."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
-    with open(beside, "wb") as file:
+    beside.unlink(missing_ok=True)      # one that a crash left may have other permissions
+    with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

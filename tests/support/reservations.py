@@ -9,7 +9,8 @@ from tests.support.pdu_client import Host, Result
 CONFLICT = 0x18
 REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNORE, REGISTER_AND_MOVE = range(8)
 READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)
-WRITE_EXCLUSIVE, EXCLUSIVE, WRITE_REGISTRANTS, EXCLUSIVE_REGISTRANTS, WRITE_ALL, EXCLUSIVE_ALL = TYPES = (1, 3, 5, 6, 7, 8)
+WRITE_EXCLUSIVE, EXCLUSIVE, WRITE_REGISTRANTS, EXCLUSIVE_REGISTRANTS, WRITE_ALL, EXCLUSIVE_ALL = 1, 3, 5, 6, 7, 8
+TYPES = (1, 3, 5, 6, 7, 8)
 SPEC_I_PT, ALL_TG_PT, APTPL = 8, 4, 1
 INVALID_FIELD, INVALID_PARAMETER, LIST_LENGTH = 0x052400, 0x052600, 0x051A00
 INVALID_RELEASE, REGISTRATIONS_FULL, HARDWARE_FAILURE = 0x052604, 0x055504, 0x044400
@@ -38,7 +39,8 @@ def out_cdb(action: int, length: int, kind: int = 0, scope: int = 0) -> bytes:
     return struct.pack(">BBBBBIB", 0x5F, action, scope << 4 | kind, 0, 0, length, 0)
 
 
-def out_raw(host: Host, action: int, data: bytes, *, kind: int = 0, scope: int = 0, length: int | None = None) -> Result:
+def out_raw(host: Host, action: int, data: bytes, *, kind: int = 0, scope: int = 0,
+            length: int | None = None) -> Result:
     return host.command_out(out_cdb(action, len(data) if length is None else length, kind, scope), data)
 
 
@@ -130,7 +132,9 @@ class Model:
     IN_CONFLICT = (CONFLICT, 0)
 
     def holds(self, host: int) -> bool:
-        return bool(self.kind) and host in self.keys and (self.kind in (WRITE_ALL, EXCLUSIVE_ALL) or self.holder == host)
+        if self.kind in (WRITE_ALL, EXCLUSIVE_ALL):
+            return host in self.keys
+        return bool(self.kind) and self.holder == host
 
     def may(self, host: int, writes: bool) -> bool:
         if self.kind == 0 or (not writes and self.kind in (WRITE_EXCLUSIVE, WRITE_REGISTRANTS, WRITE_ALL)):

@@ -163,7 +163,7 @@ def test_specified_initiator_ports(world, hosts):
     for host in hosts:
         assert out(host, REGISTER, 7, 0).status == 0
     register(hosts[2], 5)
-    assert listed(hosts[0], 0, 7, [id_of(1), id_of(2)]).sense == INVALID_PARAMETER           # one is registered: none is
+    assert listed(hosts[0], 0, 7, [id_of(1), id_of(2)]).sense == INVALID_PARAMETER          # one is registered: none is
     assert keys(hosts[0]) == [5]
     assert listed(hosts[0], 0, 7, [transport_id(f"{NAME}1", None)]).status == 0              # a device: its known ports
     assert [row.name[-1] for row in full_status(hosts[0])] == ["2", "0", "1"]
@@ -183,7 +183,8 @@ def test_spoiled_transport_ids(hosts, spoiled):
 
 
 def test_the_number_of_registrations_is_bounded(hosts):
-    assert listed(hosts[0], 0, 1, [transport_id(f"{NAME}x{number:03}", isid_of(1)) for number in range(127)]).status == 0
+    many = [transport_id(f"{NAME}x{number:03}", isid_of(1)) for number in range(127)]
+    assert listed(hosts[0], 0, 1, many).status == 0
     assert len(keys(hosts[0])) == 128
     assert out(hosts[1], REGISTER, 0, 2).sense == REGISTRATIONS_FULL
     assert len(full_status(hosts[0])) == 128
@@ -432,7 +433,8 @@ def test_preempting_without_a_reservation(hosts):
     for number in range(3):
         register(hosts[number], number + 1)
     assert out(hosts[0], PREEMPT, 1, 2, kind=1).status == 0
-    assert keys(hosts[0]) == [1, 3] and reservation(hosts[0]) is None and attentions(hosts[1]) == [REGISTRATIONS_PREEMPTED]
+    assert keys(hosts[0]) == [1, 3] and reservation(hosts[0]) is None
+    assert attentions(hosts[1]) == [REGISTRATIONS_PREEMPTED]
     assert out(hosts[0], PREEMPT, 1, 0, kind=1).sense == INVALID_PARAMETER
 
 
@@ -497,7 +499,8 @@ def legacy(host, opcode, flags=0):
     return host.command(bytes([opcode, flags]) + bytes(4 if opcode < 0x20 else 8))
 
 
-@pytest.mark.parametrize("reserve, release", [(RESERVE_6, RELEASE_6), (RESERVE_10, RELEASE_10), (RESERVE_6, RELEASE_10)])
+@pytest.mark.parametrize("reserve, release",
+                         [(RESERVE_6, RELEASE_6), (RESERVE_10, RELEASE_10), (RESERVE_6, RELEASE_10)])
 def test_reserve_and_release(hosts, reserve, release):
     assert legacy(hosts[0], release).status == legacy(hosts[0], reserve).status == legacy(hosts[0], reserve).status == 0
     assert legacy(hosts[1], reserve).status == CONFLICT and legacy(hosts[1], release).status == 0
@@ -692,7 +695,8 @@ def test_damaged_dumps_are_refused(durable_world):
     magic, crc, version, flags, kind, holder, count = head.unpack_from(kept)
     for wrong in ((2, flags, kind, holder, count), (version, flags, 1, -1, count), (version, flags, 1, 1, count),
                   (version, flags, 2, 0, count), (version, flags, 7, 0, count), (version, flags, 0, 0, count),
-                  (version, flags, 257, 0, count), (version, flags, kind, holder, 2), (version, flags, kind, holder, 129)):
+                  (version, flags, 257, 0, count), (version, flags, kind, holder, 2),
+                  (version, flags, kind, holder, 129)):
         refused(sealed(head.pack(magic, crc, *wrong) + kept[32:]))
     row = kept[32:]
     refused(sealed(kept[:32] + bytes(8) + row[8:]))                       # key 0

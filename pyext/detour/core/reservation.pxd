@@ -4,7 +4,7 @@
 #
 # A change that must outlive power (APTPL) is made in two steps: reservations_command answers PENDING, the owner makes
 # reservations_dump durable, then calls reservations_commit, or reservations_revert when that failed. Until then the old
-# state holds, and the owner gives no other command to reservations_command (reservations_busy) but PERSISTENT RESERVE IN.
+# state holds, and the owner gives no other command to reservations_command (`busy`) but PERSISTENT RESERVE IN.
 from detour.core.device cimport Nexus
 from detour.core.nexus cimport NexusTable
 from detour.core.registrants cimport REGISTRANTS_MAX, RESERVATION_ANSWER_BYTES, ReservationState
