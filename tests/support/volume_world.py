@@ -125,6 +125,7 @@ class VolumeWorld:
         self.open: list[Shot] = []
         self.answers: dict[int, tuple[int, tuple]] = {}
         self.events: list[tuple[int, int, tuple]] = []
+        self.data: list[tuple[int, bytes]] = []             # of events that carry some
         self.pit: bytes | None = None
         self.ask(self.main.submit_flush())
 
@@ -239,11 +240,13 @@ class VolumeWorld:
             self.reactor.turn(0)
             if self.journal_media is not None:
                 self.journal_media.look()
-        for kind, ticket, status, results, _data in self.reactor.drain():
+        for kind, ticket, status, results, data in self.reactor.drain():
             if kind == 0:
                 self.answers[ticket] = (status, results)
-            else:
-                self.events.append((kind, status, results))
+                continue
+            self.events.append((kind, status, results))
+            if data is not None:
+                self.data.append((kind, data))
         self.collect()
 
     def settle(self, rounds: int = 400) -> None:

@@ -88,8 +88,6 @@ def test_a_main_that_fails_is_a_check_condition(world):
 
 
 @pytest.mark.parametrize("cdb", [
-    bytes([0x89]) + bytes(15),                              # COMPARE AND WRITE
-    bytes([0x8B]) + bytes(15), bytes([0x9C]) + bytes(15),   # ORWRITE, WRITE ATOMIC
     bytes([0x04, 0, 0, 0, 0, 0]), bytes([0x48]) + bytes(9),   # FORMAT UNIT, SANITIZE
     bytes([0x3B, 5]) + bytes(8), bytes([0x83]) + bytes(15),   # WRITE BUFFER, EXTENDED COPY
     bytes([0x3F]) + bytes(8), bytes([0x9F, 0x11]) + bytes(14),   # WRITE LONG
@@ -113,7 +111,8 @@ def test_the_list_of_commands_leaves_out_what_is_refused(world, timeouts):
     world.freeze()
     full = [(0x00, None), (0x12, None), (0x28, None), (0x89, None), (0x2A, None), (0x83, 0x00), (0x93, None),
             (0x9E, 0x10), (0x9E, 0x12), (0x04, None), (0xA3, 0x0C), (0x7F, 0x09), (0x42, None), (0x3B, None)]
-    kept = [pair for pair in full if pair[0] not in (0x89, 0x83, 0x04, 0x7F, 0x3B)]
+    kept = [pair for pair in full if pair not in ((0x04, None), (0x7F, 0x09), (0x3B, None), (0x42, None), (0x9E, 0x12))]
+    world.command(world.volume.set_offered({0x42: 1, 0x9E: 1 << 0x12, 0x12: 1 << 5}))
     number = world.driver.command(opcodes(0x80 if timeouts else 0), data_in_max=4096)
     world.turn()
     assert int.from_bytes(scsi_command(world.main)["cdb"][6:10], "big") == 16384      # all of it is asked for
@@ -143,10 +142,11 @@ def test_a_list_that_is_cut_short_is_not_read_beyond_its_end(world, cut):
     assert status == 0 and len(data) in (min(cut, 4), 24)
 
 
-@pytest.mark.parametrize("opcode,action,supported", [(0x28, 0, True), (0x89, 0, False), (0x9E, 0x10, True),
-                                                     (0x7F, 0x09, False), (0x42, 0, True)])
+@pytest.mark.parametrize("opcode,action,supported", [(0x28, 0, True), (0x89, 0, True), (0x9E, 0x10, True),
+                                                     (0x7F, 0x09, False), (0x42, 0, False), (0x48, 3, False)])
 def test_one_command_asked_for(world, opcode, action, supported):
     world.freeze()
+    world.command(world.volume.set_offered({0x42: 1}))
     number = world.driver.command(opcodes(3, opcode, action), data_in_max=64)
     world.turn()
     told = bytes([0, 0x03, 0, 10, opcode]) + bytes(9)
@@ -155,12 +155,12 @@ def test_one_command_asked_for(world, opcode, action, supported):
     assert data == told if supported else data == bytes([0, 1, 0, 0])
 
 
-def test_before_the_freeze_the_list_is_mains_own(world):
-    whole = listing((0x89, None), (0x28, None))
+def test_the_list_is_the_same_before_the_freeze(world):
+    """The target refuses the same commands in every phase."""
     number = world.driver.command(opcodes(), data_in_max=64)
     world.turn()
-    scsi_answer(world.main, data_in=whole)
-    assert end(world, number)[3] == whole
+    scsi_answer(world.main, data_in=listing((0x04, None), (0x28, None)))
+    assert end(world, number)[3] == listing((0x28, None))
 
 
 def test_commands_wait_for_memory_and_are_open_meanwhile():
@@ -183,3 +183,179 @@ def test_commands_wait_for_memory_and_are_open_meanwhile():
     world.turn(2)
     assert drain in world.answers
     assert world.reactor.buffers_taken_bytes == 0
+
+
+# --- mode pages
+
+CONTROL = bytes([0x0A, 10, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0, 0])
+CACHING = bytes([0x08, 18]) + bytes(18)
+
+
+def with_bits(page, *bits):
+    out = bytearray(page)
+    for at, bit in bits:
+        out[at] |= bit
+    return bytes(out)
+
+
+D_SENSE, SWP, WCE = (2, 0x04), (4, 0x08), (2, 0x04)
+
+
+def mode_select(world, pages, *, ten=False, answer=None, host=0):
+    data = (bytes(8) if ten else bytes(4)) + pages
+    cdb = bytes([0x55, 0x10, 0, 0, 0, 0, 0, 0, len(data), 0]) if ten else bytes([0x15, 0x10, 0, 0, len(data), 0])
+    number = world.driver.command(cdb, data, host=host)
+    world.turn()
+    sent = scsi_command(world.main)["data_out"]
+    scsi_answer(world.main, **(answer or {}))
+    assert end(world, number)[0] == (0 if answer is None else E_CHECK)
+    return sent[8 if ten else 4:]
+
+
+def mode_sense(world, pages, *, ten=False, control=0):
+    data = (bytes(8) if ten else bytes(4)) + pages
+    cdb = bytes([0x5A, 0, control | 0x3F, 0, 0, 0, 0, 1, 0, 0]) if ten else bytes([0x1A, 0, control | 0x3F, 0, 255, 0])
+    number = world.driver.command(cdb, data_in_max=255, host=0)
+    world.turn()
+    scsi_answer(world.main, data_in=data)
+    return end(world, number)[3]
+
+
+@pytest.mark.parametrize("ten", [False, True])
+def test_write_protection_is_kept_here(world, ten):
+    """Main has to take what catch-up writes, and the host has to see what it has set."""
+    world.driver.login(0, "iqn.one")
+    world.freeze()
+    assert mode_select(world, CACHING + with_bits(CONTROL, SWP, D_SENSE), ten=ten) == \
+        CACHING + with_bits(CONTROL, D_SENSE)
+    assert world.volume.software_protected
+    told = mode_sense(world, CACHING + CONTROL, ten=ten)
+    at = 8 if ten else 4
+    assert told[at:] == CACHING + with_bits(CONTROL, SWP) and told[3 if ten else 2] == 0x80
+    assert mode_sense(world, CONTROL, ten=ten, control=0x40)[at:] == CONTROL         # what can be changed: main's word
+    mode_select(world, CONTROL, ten=ten)
+    assert not world.volume.software_protected
+    told = mode_sense(world, CONTROL, ten=ten)
+    assert told[at:] == CONTROL and told[:at] == bytes(at)
+
+
+def test_what_main_refuses_changes_nothing(world):
+    world.driver.login(0, "iqn.one")
+    world.freeze()
+    sense = bytes.fromhex("700005000000000a0000000026000000000000")
+    mode_select(world, with_bits(CONTROL, SWP), answer={"scsi_status": CHECK, "sense": sense, "status": E_CHECK})
+    assert not world.volume.software_protected
+
+
+def test_other_hosts_are_told_of_changed_modes(world):
+    for host in range(3):
+        world.driver.login(host, f"iqn.{host}")
+        assert world.driver.admit(host, TEST_UNIT_READY) == (0x062900, CHECK)
+    world.freeze()
+    mode_select(world, CONTROL, host=1)
+    assert [world.driver.admit(host, TEST_UNIT_READY) for host in range(3)] == \
+        [(0x062A01, CHECK), (0, GOOD), (0x062A01, CHECK)]
+
+
+def test_a_cache_that_is_switched_off_makes_every_answer_wait():
+    """Rule 3: what the caching mode page tells is true of the gateway too, unless the configuration says otherwise."""
+    for fixed, waits in ((False, True), (True, False)):
+        world = VolumeWorld(1)
+        become_scsi(world.main)
+        world.command(world.volume.close())
+        world.volume = type(world.volume)(world.reactor, 7, world.main, world.journal, False, fixed)
+        world.driver = type(world.driver)(world.volume)
+        world.freeze()
+        mode_select(world, CACHING, host=-1)
+        world.write(0, 8)
+        world.turn(4)
+        assert bool(world.open) is waits
+        mode_select(world, with_bits(CACHING, WCE), host=-1)
+        world.settle()
+        world.write(0, 8)
+        world.turn(4)
+        assert not world.open
+
+
+@pytest.mark.parametrize("cut", range(0, 17))
+def test_a_mode_page_that_is_cut_short_is_read_as_far_as_it_goes(world, cut):
+    world.driver.login(0, "iqn.one")
+    world.freeze()
+    whole = with_bits(CONTROL, SWP) + bytes([0x4A, 1, 0xFF, 0xFF])
+    sent = mode_select(world, whole[:cut], host=0)
+    assert len(sent) == cut and world.volume.software_protected is (cut >= 12)
+    mode_sense(world, whole[:cut])
+
+
+# --- unit attentions of main, and START STOP UNIT
+
+def attention(codes):
+    return {"scsi_status": CHECK, "status": E_CHECK,
+            "sense": bytes([0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0]) + codes + bytes(4)}
+
+
+def test_a_reset_of_the_gateways_session_is_not_the_hosts_business(world):
+    world.freeze()
+    number = world.driver.command(MODE_SELECT, bytes(4) + CONTROL[:8])
+    for code in (b"\x29\x00", b"\x29\x07", b"\x2a\x03", b"\x2a\x05"):
+        world.turn()
+        assert scsi_command(world.main)["data_out"] == bytes(4) + CONTROL[:8]
+        scsi_answer(world.main, **attention(code))
+        world.turn()
+    scsi_answer(world.main)
+    assert end(world, number) == (0, GOOD, b"", b"")
+    assert world.reactor.buffers_taken_bytes == 0
+
+
+def test_a_main_that_is_reset_all_the_time_is_told(world):
+    world.freeze()
+    number = world.driver.command(TEST_UNIT_READY)
+    for _ in range(5):
+        world.turn()
+        scsi_answer(world.main, **attention(b"\x29\x00"))
+        world.turn()
+    assert end(world, number)[2][12:14] == b"\x29\x00"
+
+
+def test_every_host_is_told_of_what_main_reports_once(world):
+    for host in range(2):
+        world.driver.login(host, f"iqn.{host}")
+        world.driver.admit(host, TEST_UNIT_READY)
+    world.freeze()
+    number = world.driver.command(TEST_UNIT_READY, host=0)
+    world.turn()
+    scsi_answer(world.main, **attention(b"\x2a\x09"))
+    assert end(world, number)[2][12:14] == b"\x2a\x09"
+    assert [world.driver.admit(host, TEST_UNIT_READY)[0] for host in range(2)] == [0, 0x062A09]
+
+
+def test_request_sense_tells_what_waits(world):
+    world.driver.login(0, "iqn.one")
+    world.freeze()
+    for description, code in ((0, 0x70), (1, 0x72)):
+        data = end(world, world.driver.command(bytes([3, description, 0, 0, 252, 0]), data_in_max=252, host=0))[3]
+        if description == 0:
+            assert (data[0], data[2], data[12], data[13]) == (code, 6, 0x29, 0)
+            world.driver.login(0, "iqn.one")
+        else:
+            assert (data[0], data[1], data[2], data[3]) == (code, 6, 0x29, 0)
+    assert not world.main.pending()
+    number = world.driver.command(bytes([3, 0, 0, 0, 252, 0]), data_in_max=252, host=0)
+    world.turn()
+    scsi_answer(world.main, data_in=b"main's own")
+    assert end(world, number)[3] == b"main's own"
+    assert world.reactor.buffers_taken_bytes == 0
+
+
+def test_a_stop_makes_stable_and_leaves_main_alone(world):
+    world.freeze()
+    world.write(0, 8)
+    number = world.driver.command(bytes([0x1B, 0, 0, 0, 0, 0]))
+    world.turn(3)
+    assert world.driver.take_command(number) is None and world.media.pending()
+    world.settle()
+    assert end(world, number)[:2] == (0, GOOD)
+    for byte, codes in ((0x02, (0x53, 0x02)), (0x10, (0x24, 0x00))):
+        sense = end(world, world.driver.command(bytes([0x1B, 0, 0, 0, byte, 0])))[2]
+        assert (sense[12], sense[13]) == codes
+    assert not world.main.pending()

@@ -3,8 +3,8 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from detour.core.device cimport (Device, DeviceHandle, Nexus, REQUEST_COMMAND, REQUEST_FLUSH, REQUEST_FUA, REQUEST_READ,
-                                 REQUEST_UNMAP, REQUEST_WRITE, Request)
+from detour.core.device cimport (Device, DeviceHandle, NEXUS_LOGIN, NEXUS_LOGOUT, Nexus, REQUEST_COMMAND,
+                                 REQUEST_FLUSH, REQUEST_FUA, REQUEST_READ, REQUEST_UNMAP, REQUEST_WRITE, Request)
 from detour.core.fault_store cimport FaultStoreHandle
 from detour.core.journal cimport JournalHandle
 from detour.core.scsi cimport ScsiCommand, scsi_decode
@@ -17,6 +17,7 @@ cdef enum:
     STEP_PLACED = 2             # kept there when asked for (`submit` later)
     STEP_SUBMITTED = 3
     STEP_DONE = 4
+    NEXUSES = 4
 
 
 cdef struct Shot:
@@ -27,7 +28,7 @@ cdef struct Shot:
     ScsiCommand command
     uint8_t cdb[16]
     uint8_t lun[8]
-    Nexus nexus
+    Nexus nexus                 # of a command whose host is not told
 
 
 cdef void fill_and_submit(Shot* shot) noexcept nogil:
@@ -53,6 +54,7 @@ cdef class DeviceDriver:
     cdef Device* device
     cdef Shot* shots
     cdef int shots_max
+    cdef Nexus nexuses[NEXUSES]
     cdef object handle
 
     def __cinit__(self, DeviceHandle handle not None, int shots_max=256):
@@ -129,7 +131,37 @@ cdef class DeviceDriver:
         self.start(self.fresh(REQUEST_UNMAP, lba, blocks, &number))
         return number
 
-    def command(self, bytes cdb not None, bytes data_out=b"", uint32_t data_in_max=0):
+    def login(self, int host, str name not None, bytes isid=bytes(6)):
+        """A nexus comes: `host` (0 to 3) is its number from now on."""
+        cdef Nexus* nexus = &self.nexuses[host]
+        cdef bytes text = name.encode()
+        memset(nexus, 0, sizeof(Nexus))
+        memcpy(nexus.initiator_name, <const char*>text, len(text))
+        memcpy(nexus.isid, <const char*>isid, 6)
+        self.device.ops.nexus_event(self.device, nexus, NEXUS_LOGIN)
+
+    def logout(self, int host):
+        self.device.ops.nexus_event(self.device, &self.nexuses[host], NEXUS_LOGOUT)
+
+    def admit(self, int host, bytes cdb not None):
+        """What the target is told before the command: sense and SCSI status, 0 and 0 to go on."""
+        cdef ScsiCommand command
+        cdef uint8_t whole[16]
+        cdef uint8_t status = 0
+        memset(whole, 0, 16)
+        memcpy(whole, <const char*>cdb, len(cdb))
+        scsi_decode(whole, 16, &command)
+        sense = self.device.ops.admit(self.device, &self.nexuses[host], &command, &status)
+        return sense, status
+
+    def abort_wanted(self, int host):
+        return bool(self.nexuses[host].abort_wanted)
+
+    def aborts(self, int number):
+        """Of a command that is done: tasks of nexuses with abort_wanted end before its answer."""
+        return bool(self.shots[number].request.aborts)
+
+    def command(self, bytes cdb not None, bytes data_out=b"", uint32_t data_in_max=0, int host=-1):
         """A command that is not data. Its data-out lies in the target's memory, as `payload` does here."""
         cdef int number = 0
         cdef Shot* shot = self.fresh(REQUEST_COMMAND, 0, 0, &number)
@@ -142,7 +174,8 @@ cdef class DeviceDriver:
         shot.request.cdb = shot.cdb
         shot.request.command = &shot.command
         shot.request.lun = shot.lun
-        shot.request.nexus = &shot.nexus
+        shot.request.nexus = &shot.nexus if host < 0 else &self.nexuses[host]
+        shot.request.lba = shot.command.lba
         shot.request.data = shot.payload if data_out else NULL
         shot.request.data_bytes = len(data_out)
         shot.request.data_in_max = data_in_max

@@ -1,28 +1,52 @@
 # See forward.pxd. Commands that may pass are those that ask or set state and touch no medium (SCSI_INFO) and REPORT
-# SUPPORTED OPERATION CODES, whose answer is filtered. GET LBA STATUS passes too: what main says of its blocks holds where
-# the overlay has nothing, and what the overlay has is told to be mapped. Before the freeze and after the release
-# everything passes.
+# SUPPORTED OPERATION CODES, whose answer is filtered. GET LBA STATUS passes too: what main says of its blocks is merged
+# with what the overlay has (lba_status). Before the freeze and after the release everything passes. A unit attention of
+# main is told to every host, and a reset of the gateway's own session with main to none: the command is repeated. What a
+# MODE SELECT changes is followed (main_mode), and told to the other hosts.
 #
 # A command carries its data through one pool buffer, which the request keeps until its release.
 from libc.string cimport memcpy, memset
 
-from detour.core.endian cimport get_be16, get_be32, get_be64, put_be32, put_be64
-from detour.core.overlay cimport overlay_finish, overlay_is_on
+from detour.core.device cimport Device
+from detour.core.endian cimport get_be16, get_be32, put_be32
+from detour.core.lba_status cimport (LBA_STATUS_BUFFER_BYTES, LBA_STATUS_MAIN_BYTES, lba_status_merge,
+                                     lba_status_note)
+from detour.core.main_mode cimport (MODE_CACHING, MODE_CONTROL, MODE_DESCRIPTOR_SENSE, MODE_PROTECTED,
+                                    MODE_WRITE_CACHE, mode_select_read, mode_sense_show)
+from detour.core.nexus cimport attention_others, attention_take
+from detour.core.overlay cimport (PHASE_ARMED, PHASE_HOLDING, STATE_WAITS_HELD, overlay_finish, overlay_is_on,
+                                  overlay_queue)
 from detour.core.pool cimport pool_get, pool_put, pool_wait, slab_get, slab_put
-from detour.core.scsi cimport (SCSI_GET_LBA_STATUS, SCSI_INFO, SCSI_PREFETCH, SCSI_READ, SCSI_REPORT_OPCODES,
-                               SCSI_SYNCHRONIZE, SCSI_UNMAP, SCSI_VERIFY, SCSI_WRITE, SCSI_WRITE_SAME,
-                               SCSI_WRITE_VERIFY, ScsiCommand, SENSE_INVALID_OPCODE, STATUS_CHECK_CONDITION,
-                               STATUS_GOOD, scsi_decode, scsi_sense, scsi_sense_of)
-from detour.core.snapshot cimport Run, snapshot_run
+from detour.core.reservation cimport reservations_conflict_cdb
+from detour.core.reserve_path cimport reserve_run, reserve_takes
+from detour.core.scsi cimport (SCSI_FORMAT, SCSI_GET_LBA_STATUS, SCSI_INFO, SCSI_OTHER_MEDIUM, SCSI_REPORT_OPCODES,
+                               SCSI_SANITIZE, SCSI_UNKNOWN, ScsiCommand, SENSE_INVALID_FIELD_IN_CDB, SENSE_INVALID_OPCODE,
+                               SENSE_MODE_CHANGED, SENSE_REMOVAL_PREVENTED, STATUS_CHECK_CONDITION, STATUS_GOOD,
+                               STATUS_RESERVATION_CONFLICT, scsi_decode, scsi_lun_of, scsi_sense, scsi_sense_describe,
+                               scsi_sense_of)
 from detour.core.store cimport Io, STORE_COMMAND, STORE_IS_SCSI, ScsiIo, store_submit
 from detour.core.types cimport *
+from detour.core.write_path cimport flush_run
 
 cdef enum:
     OPCODE_LIST_BYTES = 16384
     RSOC_DESCRIPTOR_BYTES = 8
     RSOC_TIMEOUTS_BYTES = 12
-    LBA_STATUS_HEADER_BYTES = 8
-    LBA_STATUS_ONE_BYTES = 24           # header and one descriptor
+    REQUEST_SENSE = 0x03
+    START_STOP_UNIT = 0x1B
+    START_EJECT = 0x03                      # LOEJ and START; an eject has LOEJ alone
+    START_EJECT_OUT = 0x02
+    PREVENT_ALLOW_REMOVAL = 0x1E
+    MODE_SELECT_6 = 0x15
+    MODE_SELECT_10 = 0x55
+    MODE_SENSE_6 = 0x1A
+    MODE_SENSE_10 = 0x5A
+    SENSE_BYTES_MAX = 252
+    REPEATS_MAX = 4
+    ATTENTION_RESET = 0x062900              # of the family: any qualifier
+    ATTENTION_RESERVATIONS_PREEMPTED = 0x062A03
+    ATTENTION_RESERVATIONS_RELEASED = 0x062A04
+    ATTENTION_REGISTRATIONS_PREEMPTED = 0x062A05
 
 
 cdef void forward_submit(Volume* volume, Request* request) noexcept nogil:
@@ -30,11 +54,80 @@ cdef void forward_submit(Volume* volume, Request* request) noexcept nogil:
     request.first_error = OK
     request.pinned_slot = -1
     request.buffer = NULL
+    request.seq_first = 0                               # repeats so far: a COMMAND has no entries
+    request.seq_last = 0                                # what a MODE SELECT wishes for
+    if reserve_takes(volume, request):
+        if volume.phase == PHASE_ARMED or volume.phase == PHASE_HOLDING:
+            request.state = STATE_WAITS_HELD
+            overlay_queue(&volume.held, request)
+            return
+        volume.open_requests += 1
+        reserve_run(volume, request)
+        return
     volume.open_requests += 1
+    if is_own(volume, request) and execute_here(volume, request):
+        return
     if may_pass(volume, request.command):
         pass_on(volume, request)
     else:
         refuse(volume, request, SENSE_INVALID_OPCODE)
+
+
+cdef bint execute_here(Volume* volume, Request* request) noexcept nogil:
+    """What main need not, or must not, be asked. False: it is."""
+    cdef uint8_t opcode = request.command.opcode
+    if opcode == REQUEST_SENSE and volume.nexuses.pending:
+        return tell_attention(volume, request)
+    if opcode != START_STOP_UNIT and opcode != PREVENT_ALLOW_REMOVAL:
+        return False
+    if reservations_conflict_cdb(&volume.reservations, request.nexus, request.cdb):
+        request.scsi_status = STATUS_RESERVATION_CONFLICT
+        request.data_bytes = 0
+        overlay_finish(volume, request, E_CHECK)
+        return True
+    if opcode == PREVENT_ALLOW_REMOVAL or not overlay_is_on(volume):
+        return False
+    start_or_stop(volume, request)
+    return True
+
+
+cdef void start_or_stop(Volume* volume, Request* request) noexcept nogil:
+    """START STOP UNIT (SBC-3 5.25). Main stays as it is: a stopped or ejected one could neither be copied nor caught up.
+    A stop makes what was acknowledged stable, and the unit stays ready."""
+    if request.cdb[4] & START_EJECT == START_EJECT_OUT:
+        refuse(volume, request, SENSE_REMOVAL_PREVENTED)
+    elif request.cdb[4] >> 4 != 0:
+        refuse(volume, request, SENSE_INVALID_FIELD_IN_CDB)
+    else:
+        request.data_bytes = 0
+        request.scsi_status = STATUS_GOOD
+        flush_run(volume, request)
+
+
+cdef inline bint is_own(const Volume* volume, const Request* request) noexcept nogil:
+    """Not of a LUN that main alone knows."""
+    return scsi_lun_of(request.lun) == volume.lun
+
+
+cdef bint tell_attention(Volume* volume, Request* request) noexcept nogil:
+    """REQUEST SENSE (SPC-4 6.39) takes the unit attention that this host would be told next. False: there is none."""
+    cdef uint32_t length
+    cdef uint32_t sense = attention_take(&volume.nexuses, request.nexus)
+    if sense == 0:
+        return False
+    request.buffer = pool_get(&volume.device.loop.buffers, SENSE_BYTES_MAX)
+    if request.buffer == NULL:
+        refuse(volume, request, sense)
+        return True
+    length = scsi_sense(request.buffer, sense, False, 0)
+    if request.cdb[1] & 1:
+        length = scsi_sense_describe(request.buffer, length)
+    request.blocks = SENSE_BYTES_MAX
+    request.data = request.buffer
+    request.data_bytes = min(min(length, request.command.length_bytes), request.data_in_max)
+    request.scsi_status = STATUS_GOOD
+    overlay_finish(volume, request, OK)
+    return True
 
 
 cdef void pass_on(Volume* volume, Request* request) noexcept nogil:
@@ -46,12 +139,15 @@ cdef void pass_on(Volume* volume, Request* request) noexcept nogil:
         request.pool_waiter.owner = request
         pool_wait(&volume.device.loop.buffers, &request.pool_waiter)
         return
-    if request.command.cls == SCSI_GET_LBA_STATUS:
-        note_overlay(volume, request)
     memcpy(scsi.cdb, request.cdb, 16)
     scsi.cdb_bytes = 16
     if is_opcode_list(request):
         put_be32(&scsi.cdb[6], OPCODE_LIST_BYTES)
+    if is_merged(volume, request):
+        lba_status_note(volume, request.command.lba, request.buffer)
+        put_be32(&scsi.cdb[10], LBA_STATUS_MAIN_BYTES)
+    if is_mode_select(request) and is_own(volume, request):
+        request.seq_last |= mode_select_read(request.cdb, request.buffer, <uint32_t>request.data_bytes)
     memcpy(scsi.lun, request.lun, 8)
     scsi.lun_given = True
     scsi.direction = 2 if request.data_bytes else 1 if request.data_in_max else 0
@@ -59,7 +155,7 @@ cdef void pass_on(Volume* volume, Request* request) noexcept nogil:
     request.io.op = STORE_COMMAND
     request.io.scsi = scsi
     request.io.data = request.buffer
-    request.io.length_bytes = request.data_bytes if request.data_bytes else buffer_bytes(request)
+    request.io.length_bytes = request.data_bytes if request.data_bytes else room_bytes(volume, request)
     request.io.owner = request
     request.io.done = forward_done
     store_submit(volume.main, &request.io)
@@ -76,22 +172,40 @@ cdef bint may_pass(Volume* volume, const ScsiCommand* command) noexcept nogil:
     return not overlay_is_on(volume) or command.cls in (SCSI_INFO, SCSI_REPORT_OPCODES, SCSI_GET_LBA_STATUS)
 
 
-cdef uint64_t buffer_bytes(const Request* request) noexcept nogil:
+cdef uint64_t buffer_bytes(Volume* volume, const Request* request) noexcept nogil:
     """Data-out, or room for data-in; a list of operation codes is always asked for whole, because it is filtered."""
     cdef uint64_t length = max(request.data_bytes, <uint64_t>min(request.data_in_max, <uint32_t>PART_BYTES_MAX))
-    if is_opcode_list(request):
+    if is_merged(volume, request):
+        length = LBA_STATUS_BUFFER_BYTES
+    elif is_opcode_list(request):
         length = max(length, <uint64_t>OPCODE_LIST_BYTES)
     return length
+
+
+cdef uint64_t room_bytes(Volume* volume, const Request* request) noexcept nogil:
+    return LBA_STATUS_MAIN_BYTES if is_merged(volume, request) else buffer_bytes(volume, request)
 
 
 cdef bint is_opcode_list(const Request* request) noexcept nogil:
     return request.command.cls == SCSI_REPORT_OPCODES and (request.cdb[2] & 7) == 0
 
 
+cdef bint is_merged(const Volume* volume, const Request* request) noexcept nogil:
+    """GET LBA STATUS for blocks that the overlay may have. The phase does not change while the request is open, but from
+    PASS to ARMED and back."""
+    return request.command.cls == SCSI_GET_LBA_STATUS and overlay_is_on(volume) and request.data_in_max > 0 \
+        and request.command.lba < volume.device.blocks
+
+
+cdef bint is_mode_select(const Request* request) noexcept nogil:
+    return (request.command.opcode == MODE_SELECT_6 or request.command.opcode == MODE_SELECT_10) \
+        and request.data_bytes > 0
+
+
 cdef bint take_buffer(Volume* volume, Request* request) noexcept nogil:
-    """One buffer for data-out (copied in) or data-in (bounded by one part)."""
-    cdef uint64_t length = buffer_bytes(request)
-    if length == 0:
+    """One buffer for data-out (copied in) or data-in (bounded by one part). A command that is repeated has it."""
+    cdef uint64_t length = buffer_bytes(volume, request)
+    if length == 0 or request.buffer != NULL:
         return True
     request.buffer = pool_get(&volume.device.loop.buffers, length)
     if request.buffer == NULL:
@@ -109,7 +223,7 @@ cdef void refuse(Volume* volume, Request* request, uint32_t sense) noexcept nogi
 
 
 cdef void forward_done(Io* io) noexcept nogil:
-    """Main's answer, as it is; only REPORT SUPPORTED OPERATION CODES is made to agree with what the overlay does."""
+    """Main's answer, but where the gateway has a part in it."""
     cdef Request* request = <Request*>io.owner
     cdef Volume* volume = <Volume*>request.device
     cdef ScsiIo* scsi = io.scsi
@@ -119,14 +233,16 @@ cdef void forward_done(Io* io) noexcept nogil:
         give_back(volume, request)
         refuse(volume, request, scsi_sense_of(status, False))
         return
+    if scsi.scsi_status == STATUS_CHECK_CONDITION and attention_of_main(volume, request, scsi):
+        slab_put(&volume.scsi_slab, scsi)
+        pass_on(volume, request)
+        return
     request.scsi_status = scsi.scsi_status
     request.sense_bytes = min(scsi.sense_bytes, <uint16_t>252)
     memcpy(request.sense, scsi.sense, request.sense_bytes)
     keep_data_in(volume, request, scsi)
-    if request.scsi_status == STATUS_GOOD and request.command.cls == SCSI_REPORT_OPCODES and overlay_is_on(volume):
-        request.data_bytes = filter_opcodes(request.data, <uint32_t>request.data_bytes, request.cdb)
-    elif request.scsi_status == STATUS_GOOD and request.command.cls == SCSI_GET_LBA_STATUS and request.reservation != 0:
-        request.data_bytes = overlay_lba_status(request, volume.device.blocks)
+    if request.scsi_status == STATUS_GOOD:
+        take_part(volume, request)
     request.data_bytes = min(request.data_bytes, <uint64_t>request.data_in_max)
     if is_opcode_list(request):
         request.data_bytes = min(request.data_bytes, <uint64_t>get_be32(&request.cdb[6]))     # main was asked for all
@@ -134,43 +250,91 @@ cdef void forward_done(Io* io) noexcept nogil:
     overlay_finish(volume, request, OK if request.scsi_status == STATUS_GOOD else E_CHECK)
 
 
+cdef uint32_t sense_of(const ScsiIo* scsi) noexcept nogil:
+    """Key and codes of sense data in either format; 0 without."""
+    if scsi.sense_bytes >= 14 and scsi.sense[0] & 0x7E == 0x70:
+        return <uint32_t>(scsi.sense[2] & 0x0F) << 16 | <uint32_t>scsi.sense[12] << 8 | scsi.sense[13]
+    if scsi.sense_bytes >= 4 and scsi.sense[0] & 0x7E == 0x72:
+        return <uint32_t>(scsi.sense[1] & 0x0F) << 16 | <uint32_t>scsi.sense[2] << 8 | scsi.sense[3]
+    return 0
+
+
+cdef bint attention_of_main(Volume* volume, Request* request, const ScsiIo* scsi) noexcept nogil:
+    """Main has a unit attention for the gateway. True: it is the gateway's own business (its session with main was made
+    again, main's reservations have changed), and the command is repeated. Else this host is told by main's answer, and
+    the others when they come next."""
+    cdef uint32_t sense = sense_of(scsi)
+    if sense >> 16 != 6 or not is_own(volume, request):
+        return False
+    if sense & 0xFFFF00 == ATTENTION_RESET or sense == ATTENTION_RESERVATIONS_PREEMPTED \
+            or sense == ATTENTION_RESERVATIONS_RELEASED or sense == ATTENTION_REGISTRATIONS_PREEMPTED:
+        request.seq_first += 1
+        return request.seq_first <= REPEATS_MAX
+    attention_others(&volume.nexuses, request.nexus, sense)
+    return False
+
+
+cdef void take_part(Volume* volume, Request* request) noexcept nogil:
+    """What the gateway changes in main's good answer, or follows of what it has done."""
+    cdef uint8_t opcode = request.command.opcode
+    cdef uint32_t length = 0
+    if request.command.cls == SCSI_REPORT_OPCODES:
+        request.data_bytes = filter_opcodes(&volume.device, request.data, <uint32_t>request.data_bytes, request.cdb)
+    elif is_merged(volume, request):
+        request.data = lba_status_merge(volume, request.command.lba, request.data, <uint32_t>request.data_bytes, &length)
+        request.data_bytes = min(length, request.command.length_bytes)
+    elif (opcode == MODE_SENSE_6 or opcode == MODE_SENSE_10) and is_own(volume, request):
+        mode_sense_show(request.cdb, request.data, <uint32_t>request.data_bytes, volume.device.software_protected)
+    elif request.seq_last != 0:
+        follow_mode(volume, <uint32_t>request.seq_last)
+        attention_others(&volume.nexuses, request.nexus, SENSE_MODE_CHANGED)
+
+
+cdef void follow_mode(Volume* volume, uint32_t wishes) noexcept nogil:
+    if wishes & MODE_CONTROL:
+        volume.device.descriptor_sense = wishes & MODE_DESCRIPTOR_SENSE != 0
+        volume.device.software_protected = wishes & MODE_PROTECTED != 0
+    if wishes & MODE_CACHING and not volume.sync_fixed:
+        volume.sync_always = wishes & MODE_WRITE_CACHE == 0     # rule 3: no cache is told of, none may be in the way
+
+
 cdef void keep_data_in(Volume* volume, Request* request, const ScsiIo* scsi) noexcept nogil:
-    cdef uint64_t taken = buffer_bytes(request)
+    cdef uint64_t taken = buffer_bytes(volume, request)
     request.data = NULL
     request.data_bytes = 0
     if scsi.direction == 1:
         request.data = request.buffer
-        request.data_bytes = min(<uint64_t>scsi.transferred_bytes, taken)
+        request.data_bytes = min(<uint64_t>scsi.transferred_bytes, room_bytes(volume, request))
     # The pool wants its buffer back with the length with which it was taken: `blocks` is free in a COMMAND.
     request.blocks = taken
 
 
 cdef void give_back(Volume* volume, Request* request) noexcept nogil:
     if request.buffer != NULL:
-        pool_put(&volume.device.loop.buffers, request.buffer, buffer_bytes(request))
+        pool_put(&volume.device.loop.buffers, request.buffer, buffer_bytes(volume, request))
         request.buffer = NULL
 
 
-cdef bint offered(uint8_t opcode, uint16_t service_action) noexcept nogil:
+cdef bint offered(const Device* device, uint8_t opcode, uint16_t service_action) noexcept nogil:
     """Whether the gateway lets this command through, or does it on the overlay."""
     cdef uint8_t cdb[16]
     cdef ScsiCommand command
     memset(cdb, 0, 16)
     cdb[0] = opcode
-    if opcode == 0x7F:
-        return False
     cdb[1] = <uint8_t>(service_action & 0x1F)
-    if scsi_decode(cdb, 16, &command) < 0:
+    if opcode == 0x7F or scsi_decode(cdb, 16, &command) < 0:
         return False
-    return command.cls in (SCSI_INFO, SCSI_REPORT_OPCODES, SCSI_READ, SCSI_WRITE, SCSI_WRITE_VERIFY, SCSI_VERIFY,
-                           SCSI_SYNCHRONIZE, SCSI_WRITE_SAME, SCSI_UNMAP, SCSI_PREFETCH, SCSI_GET_LBA_STATUS)
+    if device.withheld[opcode] >> command.service_action & 1:
+        return False
+    return command.cls not in (SCSI_UNKNOWN, SCSI_FORMAT, SCSI_SANITIZE, SCSI_OTHER_MEDIUM)
 
 
-cdef uint32_t filter_opcodes(uint8_t* data, uint32_t length_bytes, const uint8_t* cdb) noexcept nogil:
+cdef uint32_t filter_opcodes(const Device* device, uint8_t* data, uint32_t length_bytes,
+                             const uint8_t* cdb) noexcept nogil:
     """REPORT SUPPORTED OPERATION CODES (SPC-4 6.36): takes out what is refused here; answers the new length."""
     cdef uint32_t total, source = 4, target = 4, step
     if (cdb[2] & 7) != 0:                               # one command: its SUPPORT field
-        if length_bytes >= 2 and not offered(cdb[3], get_be16(&cdb[4])):
+        if length_bytes >= 2 and not offered(device, cdb[3], get_be16(&cdb[4])):
             data[1] = (data[1] & 0x78) | 1
             if length_bytes >= 4:
                 data[2] = 0
@@ -184,7 +348,7 @@ cdef uint32_t filter_opcodes(uint8_t* data, uint32_t length_bytes, const uint8_t
         step = RSOC_DESCRIPTOR_BYTES + (RSOC_TIMEOUTS_BYTES if data[source + 5] & 2 else 0)
         if source + step > total:
             break
-        if offered(data[source], get_be16(&data[source + 2])):
+        if offered(device, data[source], get_be16(&data[source + 2])):
             if target != source:
                 memmove_down(data + target, data + source, step)
             target += step
@@ -197,43 +361,3 @@ cdef void memmove_down(uint8_t* to, const uint8_t* source, uint32_t length_bytes
     cdef uint32_t index
     for index in range(length_bytes):
         to[index] = source[index]
-
-
-cdef void note_overlay(Volume* volume, Request* request) noexcept nogil:
-    """Before main is asked for the status of blocks: how far the overlay has, or has not, the first of them.
-
-    Noted now and not at the answer, because a piece that a round flushes meanwhile leaves the overlay, while main may
-    have answered before. A COMMAND has no reservation and no parts: `reservation` holds the length of the run (0: main's
-    answer holds as it is), `parts_open` whether the overlay has it.
-    """
-    cdef Run run
-    request.reservation = 0
-    request.parts_open = 0
-    if not overlay_is_on(volume) or request.command.lba >= volume.device.blocks:
-        return
-    snapshot_run(&volume.snapshot, request.command.lba, volume.device.blocks, &run)
-    request.reservation = run.blocks
-    request.parts_open = run.slot >= 0
-
-
-cdef uint32_t overlay_lba_status(Request* request, uint64_t device_blocks) noexcept nogil:
-    """GET LBA STATUS (SBC-3 5.6) with one descriptor: the run that was noted, cut to what main says of it."""
-    cdef uint8_t* data = request.data
-    cdef uint8_t* descriptor = data + LBA_STATUS_HEADER_BYTES
-    cdef uint64_t lba = request.command.lba
-    cdef uint64_t blocks = request.reservation
-    cdef uint64_t first, length
-    cdef uint8_t status = 0                                 # mapped, or not known
-    if request.data_bytes < LBA_STATUS_ONE_BYTES:
-        return <uint32_t>min(request.data_bytes, <uint64_t>LBA_STATUS_HEADER_BYTES)
-    first = get_be64(descriptor)
-    length = get_be32(descriptor + 8)
-    if not request.parts_open and first <= lba < first + length:
-        status = descriptor[12] & 0x0F
-        blocks = min(blocks, first + length - lba)
-    memset(data, 0, LBA_STATUS_ONE_BYTES)
-    put_be32(data, LBA_STATUS_ONE_BYTES - 4)
-    put_be64(descriptor, lba)
-    put_be32(descriptor + 8, <uint32_t>min(blocks, device_blocks - lba))
-    descriptor[12] = status
-    return LBA_STATUS_ONE_BYTES

@@ -10,9 +10,11 @@ from detour.core.copier cimport Copier
 from detour.core.device cimport Device, Request
 from detour.core.format cimport ChunkState
 from detour.core.journal cimport CommitWaiter, Journal
+from detour.core.nexus cimport NexusTable
 from detour.core.pool cimport Slab, PoolWaiter
 from detour.core.ranges cimport Range, RangeWaiter, Ranges
 from detour.core.reactor cimport Loop, Deferred, Timer, Command
+from detour.core.reservation cimport Reservations
 from detour.core.snapshot cimport Snapshot
 from detour.core.stats cimport Histogram
 from detour.core.store cimport Store, Io, io_done_fn
@@ -189,6 +191,16 @@ cdef struct Volume:
     bint freeze_given_up
     CommitWaiter held_waiter    # the copier's, while its chunk table becomes stable
     uint32_t level              # of the journal, as told last
+    # What a host meets of main besides its data
+    uint32_t lun                # of this unit; other LUNs come here when the volume is the target's fallback
+    bint thin                   # main is thin provisioned: what is unmapped is deallocated
+    bint sync_fixed             # sync_always is the configuration's word and not that of main's caching mode page
+    NexusTable nexuses          # of hosts, with their unit attentions
+    Reservations reservations   # while hosts are here: main knows but one nexus, the gateway's
+    bint reservations_kept      # Python keeps what changes (EVENT_RESERVATIONS)
+    bint reservations_changed   # by a host, since they were taken from main
+    RequestQueue reservers      # commands about reservations that wait for their turn
+    Request* keeping            # whose change Python is keeping; NULL: none
     VolumeStats stats
 
 cdef enum FaultPlace:           # EVENT_VOLUME_FAULT: where

@@ -147,7 +147,7 @@ cdef void overlay_io(Request* request, uint8_t op, io_done_fn done) noexcept nog
     request.io.flags = IO_FUA if request.flags & REQUEST_FUA else 0
     request.io.offset_bytes = request.lba * request.device.block_bytes
     request.io.length_bytes = 0 if op == STORE_FLUSH else request.blocks * request.device.block_bytes
-    request.io.data = request.buffer
+    request.io.data = request.data
     request.io.owner = request
     request.io.done = done
 

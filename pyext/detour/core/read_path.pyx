@@ -47,6 +47,9 @@ cdef void waited_ready(void* owner) noexcept nogil:
 
 
 cdef bint take_buffer(Volume* volume, Request* request) noexcept nogil:
+    if request.memory != NULL:
+        request.data = request.memory
+        return True
     request.buffer = pool_get(&volume.device.loop.buffers, request.data_bytes)
     if request.buffer == NULL:
         request.state = STATE_WAITS_MEMORY
@@ -99,7 +102,7 @@ cdef void read_runs(Volume* volume, Request* request, Run* first) noexcept nogil
     cdef lba_t end = request.lba + request.blocks
     cdef uint32_t block_bytes = volume.device.block_bytes
     cdef Run run = first[0]
-    cdef uint8_t* to = request.buffer
+    cdef uint8_t* to = request.data
     cdef bint any_journal = False, any_base = False
     request.parts_open = 1                              # held open until all runs are submitted
     request.first_error = OK

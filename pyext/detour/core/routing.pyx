@@ -2,7 +2,7 @@
 #
 # See overlay.pyx for the invariants. Before the freeze and after the release everything goes straight to main.
 from detour.core.bitmap cimport bitmap_free, bitmap_init
-from detour.core.device cimport REQUEST_FLUSH, REQUEST_READ, REQUEST_WRITE
+from detour.core.device cimport REQUEST_COMMAND, REQUEST_FLUSH, REQUEST_PLACED, REQUEST_READ, REQUEST_WRITE
 from detour.core.format cimport CHUNK_BYTES
 from detour.core.overlay cimport (BaseRead, PHASE_ARMED, PHASE_HOLDING, STATE_NEW, STATE_RUNNING, STATE_WAITS_HELD,
                                   overlay_figures, overlay_finish, overlay_finish_run, overlay_io, overlay_is_on,
@@ -11,6 +11,7 @@ from detour.core.pool cimport slab_free, slab_init
 from detour.core.ranges cimport ranges_init
 from detour.core.reactor cimport loop_timer, loop_timer_stop, loop_undefer
 from detour.core.read_path cimport read_give_up_stuck, read_run
+from detour.core.reserve_path cimport reserve_free, reserve_init, reserve_run
 from detour.core.snapshot cimport snapshot_free, snapshot_init
 from detour.core.store cimport STORE_UNMAP, ScsiIo, store_submit
 from detour.core.types cimport *
@@ -39,6 +40,8 @@ cdef int routing_init(Volume* volume, Loop* loop, Store* main, Journal* journal)
     volume.room_timer.owner = volume
     volume.throttle_timer.run = write_throttle_run
     volume.throttle_timer.owner = volume
+    if reserve_init(volume) < 0:
+        return E_NOMEM
     if slab_init(&volume.base_read_slab, sizeof(BaseRead), 0) < 0 or slab_init(&volume.scsi_slab, sizeof(ScsiIo), 0) < 0:
         return E_NOMEM
     chunks = (main.size_bytes + CHUNK_BYTES - 1) // CHUNK_BYTES
@@ -58,6 +61,7 @@ cdef void routing_free(Volume* volume) noexcept nogil:
     loop_timer_stop(volume.device.loop, &volume.throttle_timer)
     if volume.journal != NULL:
         volume.journal.on_room = NULL
+    reserve_free(volume)
     slab_free(&volume.base_read_slab)
     slab_free(&volume.scsi_slab)
     bitmap_free(&volume.flushed)
@@ -86,8 +90,10 @@ cdef void routing_submit(Volume* volume, Request* request) noexcept nogil:
     if request.op != REQUEST_WRITE:
         request.pinned_slot = -1
         request.buffer = NULL
-    # A write that was placed before ARMED has its place in memory and goes on to main: the freeze waits for it.
-    if volume.phase == PHASE_HOLDING or (volume.phase == PHASE_ARMED and request.buffer == NULL):
+    # A write that was placed before ARMED has its place in memory and goes on to main: the freeze waits for it. So does
+    # what its command reads first.
+    if volume.phase == PHASE_HOLDING or (volume.phase == PHASE_ARMED and request.buffer == NULL
+                                         and not request.flags & REQUEST_PLACED):
         request.state = STATE_WAITS_HELD
         overlay_queue(&volume.held, request)
         return
@@ -103,6 +109,8 @@ cdef void begin(Volume* volume, Request* request) noexcept nogil:
         write_run(volume, request)
     elif request.op == REQUEST_FLUSH:
         flush_run(volume, request)
+    elif request.op == REQUEST_COMMAND:
+        reserve_run(volume, request)                    # no other command is held
     elif not overlay_is_on(volume):
         overlay_io(request, STORE_UNMAP, write_through_done)
         store_submit(volume.main, &request.io)

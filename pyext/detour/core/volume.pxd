@@ -10,13 +10,12 @@
 #   PASS -> ARMED -> COPYING -> CATCHING_UP -> HOLDING -> PASS
 #             |                                   |
 #             +-> PASS (given up)                 +-> CATCHING_UP (hold given up)
-from detour.core.device cimport DeviceHandle
 from detour.core.journal cimport JournalHandle
-from detour.core.overlay cimport Volume
+from detour.core.mirror cimport MirrorHandle
 from detour.core.store cimport StoreHandle
 from detour.core.types cimport *
 
-# VolumeHandle(reactor, volume_id, main: StoreHandle, journal: JournalHandle|None, sync_always=False)
+# VolumeHandle(reactor, volume_id, main: StoreHandle, journal: JournalHandle|None, sync_always=False, sync_fixed=True)
 #   All answer a ticket. Errors of order (wrong phase) end with E_INVALID.
 #   set_phase(phase: int)              only along the edges above; HOLDING -> PASS needs an empty overlay
 #   recover(check_data: bool)          rebuilds the overlay from the journal; results: live entries, flushed, torn,
@@ -33,8 +32,7 @@ from detour.core.types cimport *
 #   checksums() -> bytes               CRC32C of each chunk of the PIT (uint32 little-endian)
 #   stats -> read-only uint64 view; stats_names() -> names of the leading counters
 #   resize(blocks) · close()
-cdef class VolumeHandle(DeviceHandle):
-    cdef Volume* volume
+cdef class VolumeHandle(MirrorHandle):
     cdef readonly StoreHandle main
     cdef readonly StoreHandle sink
     cdef readonly JournalHandle journal

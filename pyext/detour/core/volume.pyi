@@ -1,5 +1,5 @@
-from detour.core.device import DeviceHandle
 from detour.core.journal import JournalHandle
+from detour.core.mirror import MirrorHandle
 from detour.core.reactor import Reactor
 from detour.core.store import StoreHandle
 
@@ -11,7 +11,7 @@ HOLDING: int
 PHASE_NAMES: tuple[str, ...]
 STATS_NAMES: tuple[str, ...]
 
-class VolumeHandle(DeviceHandle):
+class VolumeHandle(MirrorHandle):
     """A volume under detour. Every method but the last ones answers a ticket; wrong order ends with E_INVALID."""
 
     main: StoreHandle
@@ -25,6 +25,7 @@ class VolumeHandle(DeviceHandle):
         main: StoreHandle,
         journal: JournalHandle | None = None,
         sync_always: bool = False,
+        sync_fixed: bool = True,
     ) -> None: ...
     def set_phase(self, phase: int) -> int: ...
     def recover(self, check_data: bool = False) -> int: ...

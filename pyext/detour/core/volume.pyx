@@ -16,12 +16,15 @@ from detour.core.evictor cimport evictor_idle, evictor_init, evictor_kick, evict
 from detour.core.forward cimport forward_submit
 from detour.core.journal cimport (Journal, JournalHandle, commit_done_fn, journal_reset, journal_super_write,
                                   journal_sync)
+from detour.core.mirror cimport MirrorHandle
+from detour.core.nexus cimport attention_others
 from detour.core.overlay cimport (PHASE_ARMED, PHASE_CATCHING_UP, PHASE_COPYING, PHASE_HOLDING, PHASE_PASS,
-                                  WHERE_JOURNAL, overlay_fault, overlay_is_on, overlay_release)
+                                  WHERE_JOURNAL, Volume, overlay_fault, overlay_is_on, overlay_release)
 from detour.core.pool cimport pool_put
 from detour.core.reactor cimport (Command, EVENT_COPY_DONE, Reactor, command_done, command_fn, event_new, event_post,
                                   loop_timer_stop)
 from detour.core.recovery cimport RecoveryReport, recovery_run
+from detour.core.reserve_path cimport reserve_admit, reserve_nexus_event
 from detour.core.routing cimport (routing_abort_held, routing_begin_write, routing_free, routing_init,
                                   routing_resume_held, routing_submit, routing_tick)
 from detour.core.snapshot cimport snapshot_dirty_blocks
@@ -45,14 +48,15 @@ cdef enum:
     COPY_COMPLETE = 1
     COPY_ABANDONED = 2
     NOTE_BYTES = 2048
+    SENSE_CAPACITY_CHANGED = 0x062A09
 
 cdef DeviceOps VOLUME_OPS
 VOLUME_OPS.begin_write = routing_begin_write
 VOLUME_OPS.submit = volume_submit
 VOLUME_OPS.abort = write_abort
 VOLUME_OPS.release = volume_release
-VOLUME_OPS.admit = NULL
-VOLUME_OPS.nexus_event = NULL
+VOLUME_OPS.admit = reserve_admit
+VOLUME_OPS.nexus_event = reserve_nexus_event
 
 
 cdef void volume_submit(Device* device, Request* request) noexcept nogil:
@@ -423,6 +427,8 @@ cdef void run_resize(Command* command) noexcept nogil:
     if volume.phase != PHASE_PASS:
         command_done(command, E_INVALID)
         return
+    if volume.device.blocks != command.args[0]:
+        attention_others(&volume.nexuses, NULL, SENSE_CAPACITY_CHANGED)
     volume.device.blocks = command.args[0]
     command_done(command, OK)
 
@@ -467,14 +473,11 @@ cdef object ask(VolumeHandle handle, command_fn run, uint64_t a0=0, uint64_t a1=
 
 @cython.final
 @cython.no_gc_clear
-cdef class VolumeHandle(DeviceHandle):
+cdef class VolumeHandle(MirrorHandle):
     """A volume under detour: the device that the host meets. Every call answers a ticket; wrong order is E_INVALID."""
 
-    def __cinit__(self):
-        self.volume = NULL
-
     def __init__(self, Reactor reactor not None, uint64_t volume_id, StoreHandle main not None,
-                 JournalHandle journal=None, bint sync_always=False):
+                 JournalHandle journal=None, bint sync_always=False, bint sync_fixed=True):
         cdef Volume* volume = <Volume*>calloc(1, sizeof(Volume))
         cdef Journal* ring = NULL
         if volume == NULL:
@@ -484,6 +487,7 @@ cdef class VolumeHandle(DeviceHandle):
         volume.device.ops = &VOLUME_OPS
         volume.device.id = volume_id
         volume.sync_always = sync_always
+        volume.sync_fixed = sync_fixed
         self.volume = volume
         self.device = &volume.device
         self.reactor = reactor
