@@ -148,6 +148,14 @@ def test_the_allocation_length_cuts_and_changes_nothing_else(host, length):
         assert inquiry(host, page, length).data == whole[:length]
 
 
+@pytest.mark.parametrize("block_bytes", [512, 1024, 4096, 8192])
+def test_long_capacity(block_bytes):
+    with session(block_bytes=block_bytes) as host:
+        data = host.command(struct.pack(">BBQIBB", 0x9E, 0x10, 0, 64, 0, 0), 64).data
+    exponent = {512: 3, 1024: 2}.get(block_bytes, 0)                            # of a physical block of 4 KiB
+    assert data == struct.pack(">QIBBBB", (4 << 20) // block_bytes - 1, block_bytes, 0, exponent, 0xC0, 0) + bytes(16)
+
+
 def test_capacity_takes_an_address_only_with_pmi(host):
     for at in range(2, 10):
         cdb = bytearray(struct.pack(">BBQIBB", 0x9E, 0x10, 0, 32, 0, 0))
