@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.fuzz.build import ROOT, build, command, environment
-from tests.fuzz.cases import FUZZERS, case_seed, schedule
+from tests.fuzz.cases import FUZZERS, case_seed, may_be_traced, schedule
 from tests.fuzz.figures import Figures
+from tests.fuzz.trace import read_trace
 
 WARM_CASES = 60                     # of each child, before its memory is looked at
 GROWTH_BYTES_MAX = 4 << 20          # what the sanitizer counts
 GROWTH_RESIDENT_MAX = 64 << 20
 CASES_A_CHILD = 1500                # then a new one, whose end looks for leaks
 REPORT_SECONDS = 30
+CUT_SECONDS = 90                    # to find the few steps of a failure that matter
 
 
 class Failure(Exception):
@@ -142,6 +144,10 @@ class Campaign:
                 while child.cases < CASES_A_CHILD and not self.done:
                     self.one(child, order[self.number % len(order)])
                 child.end()
+            except Failure as failure:
+                if failure.case and may_be_traced(failure.case["fuzzer"]):
+                    failure.case = cut_down(failure.case, self.lib, CUT_SECONDS)
+                raise
             finally:
                 child.close()
         seconds = time.monotonic() - self.begun
@@ -166,9 +172,43 @@ class Campaign:
 
 def replay(path: Path, sanitize: bool, watchdog_seconds: float) -> None:
     """One kept case again. Failure when it fails again."""
-    child = Child(build() if sanitize else None, watchdog_seconds)
+    attempt(json.loads(path.read_text()), build() if sanitize else None, watchdog_seconds)
+
+
+def attempt(case: dict[str, Any], lib: Path | None, watchdog_seconds: float) -> None:
+    """A case in a child of its own."""
+    child = Child(lib, watchdog_seconds)
     try:
-        child.run(json.loads(path.read_text()))
+        child.run(case)
         child.end()
     finally:
         child.close()
+
+
+def fails(case: dict[str, Any], lib: Path | None, watchdog_seconds: float) -> bool:
+    try:
+        attempt(case, lib, watchdog_seconds)
+    except Failure:
+        return True
+    return False
+
+
+def cut_down(case: dict[str, Any], lib: Path | None, seconds: float, watchdog_seconds: float = 20) -> dict[str, Any]:
+    """The steps of a failing case, as few as are found within `seconds`; the case where its steps do not fail."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace"
+        fails({**case, "trace": str(path)}, lib, watchdog_seconds)
+        steps = read_trace(path) if path.exists() else []
+    whole = {"fuzzer": "trace", "seed": case["seed"], "steps": steps}
+    if not steps or not fails(whole, lib, watchdog_seconds):
+        return case
+    limit, piece = time.monotonic() + seconds, max(1, len(steps) // 2)
+    while piece and time.monotonic() < limit:
+        at = len(steps)
+        while at > 1 and time.monotonic() < limit:
+            at = max(1, at - piece)
+            fewer = steps[:at] + steps[at + piece:]
+            if fails({**whole, "steps": fewer}, lib, watchdog_seconds):
+                steps = fewer
+        piece //= 2
+    return {**whole, "steps": steps}

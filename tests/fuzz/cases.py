@@ -9,15 +9,17 @@ from typing import Any
 
 from tests.fuzz import framing, hostile_main, images, login, texts
 from tests.fuzz.figures import Figures
+from tests.fuzz.replay import replay_trace
+from tests.fuzz.trace import Trace
 
 # name: (its case, how many PDUs a case has, its share of a campaign in PDUs)
-FUZZERS: dict[str, tuple[Any, int, int]] = {
+FUZZERS: dict[str, tuple[Any, int, float]] = {
     "framing": (framing.Case, 8000, 12),
     "gateway": (framing.Case, 8000, 5),
     "main": (hostile_main.Case, 8000, 5),
     "login": (login.Case, 2000, 1),
-    "images": (images.Case, 2000, 1),
-    "texts": (texts.Case, 2000, 1),
+    "images": (images.Case, 2000, 0.5),
+    "texts": (texts.Case, 2000, 0.5),
 }
 
 
@@ -35,10 +37,19 @@ def schedule(only: list[str]) -> list[str]:
 def run_case(case: dict[str, Any]) -> Figures:
     """Runs one case to its end; AssertionError where something is not as it should be."""
     figures = Figures(cases=1)
+    if case["fuzzer"] == "trace":
+        replay_trace(case["steps"])
+        return figures
     kind = FUZZERS[case["fuzzer"]][0]
-    more = {"gateway": True} if case["fuzzer"] == "gateway" else {}
+    more: dict[str, Any] = {"gateway": True} if case["fuzzer"] == "gateway" else {}
+    if case.get("trace"):
+        more["trace"] = Trace(case["trace"])
     kind(case["seed"], case["pdus"], figures, **more).run()
     return figures
+
+
+def may_be_traced(fuzzer: str) -> bool:
+    return FUZZERS[fuzzer][0] is framing.Case
 
 
 class Memory:

@@ -21,6 +21,7 @@ from detour.core.store import MemoryStore
 from detour.core.target import TargetHandle
 from tests.fuzz.figures import Figures
 from tests.fuzz.gateway import Gateway
+from tests.fuzz.trace import Trace
 from tests.support.pdu_client import ASYNC, Host, Pdu, World
 
 WITNESS_LUN = 200
@@ -82,9 +83,11 @@ class FuzzWorld(World):
     def calm(self) -> None:
         """Turns until nothing happens any more; AssertionError when that never comes."""
         quiet = 0
-        for _ in range(TURNS_MAX):
+        for number in range(TURNS_MAX):
             self.turn()
             moved = self.gateway is not None and self.gateway.go_on()
+            if self.gateway is not None and number % 300 == 299:
+                self.gateway.change()       # a write may wait for room that a round, or the copy, makes
             quiet = 0 if self.turn_events or moved else quiet + 1
             if quiet >= CALM_TURNS:
                 return
@@ -134,13 +137,14 @@ class Case:
     seed: int
     pdus: int
     figures: Figures
-    trace: list[dict[str, Any]] | None = None
     gateway: bool = False
+    trace: Trace | None = None
     peers: list[Peer] = field(default_factory=list)
 
     def run(self) -> None:
         self.chance = random.Random(self.seed)
         self.room = bytearray(1 << 17)
+        self.note("world", self.seed, self.gateway)
         self.world = FuzzWorld(self.chance, self.gateway)
         descriptors = len(os.listdir("/proc/self/fd"))
         self.witness = Witness(self.world, self.chance)
@@ -156,6 +160,10 @@ class Case:
         left = len(os.listdir("/proc/self/fd"))
         assert left <= descriptors, f"{left - descriptors} descriptors are lost"
 
+    def note(self, *what: Any) -> None:
+        if self.trace is not None:
+            self.trace.add(*what)
+
     def rounds(self, wanted: int) -> Iterator[int]:
         number = 0
         while self.figures.pdus < wanted:
@@ -169,14 +177,17 @@ class Case:
         for peer in self.peers:
             self.send(peer)
         self.world.turn(2)
+        self.note("turn", 2)
         for peer in self.peers:
             self.receive(peer)
         if number % 16 == 15:
             self.disturb()
         if number % 8 == 7:
+            self.note("calm")
             self.world.calm()
             self.witness.check()
         for gone in [one for one in self.peers if one.closed]:
+            self.note("close", gone.session_id)
             gone.sock.close()
             self.peers.remove(gone)
 
@@ -194,6 +205,7 @@ class Case:
         name, isid = f"iqn.2026-01.example:hostile{chance.randrange(4)}", bytes([0, 2, 61, 0, 0, chance.randrange(4)])
         status, results, _ = self.world.answer(self.world.target.adopt(theirs.detach(), params, name, isid))
         assert status == 0, status
+        self.note("open", results[0], params, name, isid.hex())
         self.figures.sessions += 1
         fuzzer = HostFuzzer(seed, params, (1 << 20) // self.world.block_bytes, self.world.block_bytes,
                             self.world.luns, spoil, mood)
@@ -209,7 +221,9 @@ class Case:
         if peer.cuts:
             piece = piece[:1 + self.chance.randrange(200)]
         try:
-            peer.unsent = peer.unsent[peer.sock.send(piece):]
+            sent = peer.sock.send(piece)
+            self.note("send", peer.session_id, piece[:sent].hex())
+            peer.unsent = peer.unsent[sent:]
         except BlockingIOError:
             pass
         except OSError:
@@ -234,6 +248,7 @@ class Case:
         chance, world = self.chance, self.world
         what = chance.randrange(14)
         peer = chance.choice(self.peers)
+        self.note("disturb", what, peer.session_id)
         if what == 0:
             peer.closed = True
         elif what == 1:

@@ -57,7 +57,7 @@ class Case:
     def spoil(self, image: bytes, used: int) -> bytearray:
         chance, out = self.chance, bytearray(image)
         for _ in range(chance.choice([1, 1, 2, 6])):
-            area = chance.choice([SUPERBLOCKS_BYTES, 262144, len(out)])
+            area = min(len(out), chance.choice([SUPERBLOCKS_BYTES, 262144, len(out)]))
             at = chance.randrange(area)
             what = chance.randrange(6)
             if what == 0:
@@ -78,7 +78,7 @@ class Case:
                 at &= -4096
                 out[at:at + 4096] = chance.randbytes(4096)
             elif chance.random() < 0.1:
-                del out[chance.randrange(len(out)):]
+                del out[1 + chance.randrange(len(out)):]
         return out
 
     def recover(self, old: VolumeWorld, image: bytearray) -> None:
