@@ -100,10 +100,9 @@ class Door:
         for sock in self.sockets:
             sock.close()
 
-    async def login(self, target: str = TARGET, **options: Any) -> Login:
+    async def login(self, target: str | None = TARGET, *, initiator: str = INITIATOR, **options: Any) -> Login:
         options = {"isid": ISID, "login_seconds": 5.0, **options}
-        done = await login(self.host, self.port, target,
-                           LoginOptions(INITIATOR, **options))
+        done = await login(self.host, self.port, target, LoginOptions(initiator, **options))
         self.sockets.append(done.sock)
         return done
 

@@ -131,9 +131,12 @@ def test_a_second_connection_of_a_session_is_refused():
         async with Door() as door:
             done = await door.login()
             await door.until(lambda: door.listener.sessions)
-            for tsih, status in ((done.params.tsih, 6), (done.params.tsih + 1, 10)):
+            own, foreign = done.params.tsih, [("InitiatorName", OTHER), ("TargetName", TARGET)]
+            for names, fields, status in (
+                    (NAMES, {"tsih": own}, 6), (NAMES, {"tsih": own, "cid": 7}, 6), (NAMES, {"tsih": own + 1}, 10),
+                    (foreign, {"tsih": own}, 10), (NAMES, {"tsih": own, "isid": new_isid()}, 10)):
                 sock = await door.connect()
-                await wire.send(sock, first_request(NAMES, tsih=tsih).pack())
+                await wire.send(sock, first_request(names, **fields).pack())
                 response = wire.LoginResponse.unpack(*await wire.receive_pdu(sock))
                 assert (response.status_class, response.status_detail) == (2, status)
     run(work)
@@ -155,11 +158,70 @@ def test_logins_are_bounded_in_number_and_time():
             slow = [await door.connect(), await door.connect()]
             await asyncio.sleep(0.02)
             await wire.send(slow[0], b"\x43")
-            one_too_many = await door.connect()
-            assert await ended(one_too_many)
-            for sock in slow:
-                assert await ended(sock)
+            newest = await door.connect()
+            assert await ended(slow[0]) and door.listener.logins_crowded_out == 1
+            await door.login()                              # in front of whoever only waits
+            assert await ended(slow[1]) and await ended(newest)
+            assert not door.listener._waiting and not door.listener._connections
+    run(work)
+
+
+def test_a_login_that_sends_a_byte_now_and_then_has_the_same_time():
+    async def work():
+        async with Door(LoginLimits(login_seconds=0.4, drop_seconds=0.1)) as door:
+            sock, begun = await door.connect(), asyncio.get_running_loop().time()
+            request = first_request(NAMES).pack()
+            with contextlib.suppress(ConnectionError):
+                for at in range(len(request)):
+                    await wire.send(sock, request[at:at + 1])
+                    await asyncio.sleep(0.05)
+                    if asyncio.get_running_loop().time() - begun > 5:
+                        break
+            assert await ended(sock) and not door.listener.sessions
+    run(work)
+
+
+def test_discovery_sessions_count_as_long_as_they_last():
+    async def work():
+        async with Door(LoginLimits(logins_max=2, discovery_life_seconds=0.5, discovery_seconds=0.5)) as door:
+            socks = [(await door.login(None)).sock for _ in range(3)]
+            assert await ended(socks[0])
+            begun = asyncio.get_running_loop().time()
+            with contextlib.suppress(ConnectionError, ClosedError):
+                for itt in range(100):                      # never silent, and yet it ends
+                    nop = struct.pack(">BBxxI8xIIII16x", wire.OP_NOP_OUT | wire.OP_IMMEDIATE, 0x80, 0, itt + 9,
+                                      wire.TAG_NONE, 0, 0)
+                    await wire.send(socks[2], nop)
+                    await wire.receive_pdu(socks[2])
+                    await asyncio.sleep(0.05)
+            assert asyncio.get_running_loop().time() - begun < 4
+    run(work)
+
+
+@pytest.mark.parametrize(("limits", "same_initiator", "same_target"), [
+    ({"sessions_per_target_max": 1}, False, True), ({"sessions_per_initiator_max": 1}, True, False)])
+def test_sessions_are_bounded_by_target_and_by_initiator(limits, same_initiator, same_target):
+    async def work():
+        async with Door(LoginLimits(**limits)) as door:
+            door.listener.add_target(TargetEntry(OTHER, door.sink))
+            other_host = {} if same_initiator else {"initiator": OTHER}
             await door.login()
+            await door.until(lambda: door.listener.sessions)
+            await door.login(TARGET if not same_target else OTHER, initiator=OTHER, isid=new_isid())
+            await door.until(lambda: len(door.listener.sessions) == 2)
+            target = TARGET if same_target else OTHER
+            assert await refused(door.login(target, isid=new_isid(), **other_host)) == (3, 2)
+            await door.login()                              # replaces itself
+    run(work)
+
+
+def test_the_last_place_is_given_once():
+    async def work():
+        async with Door(LoginLimits(sessions_max=1)) as door:
+            answers = await asyncio.gather(*(door.login(isid=new_isid()) for _ in range(5)), return_exceptions=True)
+            await door.until(lambda: door.listener.sessions)
+            codes = [(one.status_class, one.status_detail) for one in answers if isinstance(one, LoginError)]
+            assert codes == [(3, 2)] * 4 and len(door.listener.sessions) == 1
     run(work)
 
 

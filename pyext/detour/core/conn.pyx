@@ -152,6 +152,7 @@ cdef void conn_event(void* owner, uint32_t events) noexcept nogil:
         conn_watch(conn)
     if events & (EPOLLIN | EPOLLERR | EPOLLHUP):
         if reading(conn):
+            conn_parse_later(conn)      # after a pause: what came before it is first
             conn_read(conn)
         elif events & (EPOLLERR | EPOLLHUP):
             conn_close(conn, E_CLOSED)

@@ -312,7 +312,7 @@ cdef void task_answered(Task* task) noexcept nogil                            # 
 cdef void part_release(Part* part) noexcept nogil
 # Memory for data whose life depends on the host: READ data until the host takes them, the place of a WRITE until
 # its data have come. A session may have one piece always, more while it holds less than session_bytes_max and than
-# half of what is free in the loop's pool: however many hosts hold all they can get, some is left for the next one.
+# a quarter of what is free in the loop's pool: however many hosts hold all they can get, some is left for the next one.
 cdef bint memory_for(const Session* session, uint64_t bytes) noexcept nogil
 cdef void memory_take(Session* session, uint64_t bytes) noexcept nogil
 cdef void memory_give(Session* session, uint64_t bytes) noexcept nogil

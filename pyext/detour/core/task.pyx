@@ -97,8 +97,8 @@ cdef bint memory_for(const Session* session, uint64_t bytes) noexcept nogil:
         return True
     if pool.limit_bytes > pool.taken_bytes:
         free_bytes = pool.limit_bytes - pool.taken_bytes
-    if allowed_bytes > free_bytes // 2:
-        allowed_bytes = free_bytes // 2
+    if allowed_bytes > free_bytes // 4:
+        allowed_bytes = free_bytes // 4
     return session.memory_bytes + bytes <= allowed_bytes
 
 
