@@ -1,8 +1,21 @@
-"""Access rules: names with wildcards, networks, and what is no rule."""
+"""Access rules: names with wildcards, networks, what is no rule; who is told what at the door."""
+import asyncio
+
 import pytest
 
-from detour.errors import UsageError
+from detour.disk_options import DiskOptions
+from detour.embedded import EmbeddedTarget
+from detour.errors import LoginError, UsageError
 from detour.iscsi.access import Access, matches, parse_network, parse_pattern
+from detour.iscsi.chap import Credentials
+from detour.iscsi.listener import TargetEntry
+from detour.iscsi.login_target import Accept
+from detour.iscsi.session import LoginOptions, discover, login, send_targets
+from detour.iscsi.wire import LoginRequest, LoginResponse
+from detour.runtime import Runtime
+from detour.urls import Secret, parse_endpoint
+from tests.support.logins import AUTH, HOST, INITIATOR, MAIN, TARGET, initiator_login, target_login
+from tests.support.sinks import Door
 
 NAME = "iqn.2026-01.example:host1"
 
@@ -54,3 +67,77 @@ def test_what_is_no_name(text):
 def test_what_is_no_network(text):
     with pytest.raises(UsageError):
         parse_network(text)
+
+
+def last_answer(credentials):
+    """The Login Response that refuses, as bytes."""
+    target = target_login(Accept(AUTH), random=lambda length: b"\7" * length)
+    initiator = initiator_login(credentials=credentials, random=lambda length: b"\5" * length)
+    request = initiator.first()
+    while not target.failure:
+        response = target.receive(LoginRequest.unpack(request.pack()[:48], request.data))
+        if not target.failure:
+            request = initiator.receive(LoginResponse.unpack(response.pack()[:48], response.data))
+    return response.pack()
+
+
+def test_a_wrong_name_and_a_wrong_secret_get_the_same_answer():
+    answers = {last_answer(Credentials(user, Secret(secret))) for user, secret in (
+        (HOST.user, "a wrong secret"), ("nobody", "a wrong secret"), ("nobody", HOST.secret.reveal()),
+        (MAIN.user, MAIN.secret.reveal()))}     # the target's own account is none of a host
+    assert len(answers) == 1
+    refusal = answers.pop()
+    assert refusal[36:38] == b"\2\1" and len(refusal) == 48     # status 0201h, no text
+
+
+def test_rules_are_asked_before_a_secret_and_after_a_redirect():
+    async def work():
+        async with Door() as door:
+            door.entry.access = Access.of(["iqn.2026-01.example:else"])
+            door.entry.auth = AUTH
+            assert await refusal_of(door.login(credentials=HOST)) == (2, 2)
+            door.entry.accepting = False        # who may not come is not told to come again
+            assert await refusal_of(door.login(credentials=HOST)) == (2, 2)
+            door.entry.redirect = "127.0.0.9:1"
+            assert await refusal_of(door.login(credentials=HOST, follow_redirect=False)) == (1, 1)
+            door.entry.redirect, door.entry.access, door.entry.accepting = None, Access.of(networks=["127.0.0.1"]), True
+            await door.login(credentials=HOST)
+            door.entry.access = Access.of(networks=["::1"])
+            assert await refusal_of(door.login(credentials=HOST)) == (2, 2)
+    asyncio.run(work())
+
+
+async def refusal_of(attempt):
+    with pytest.raises(LoginError) as caught:
+        await attempt
+    return caught.value.status_class, caught.value.status_detail
+
+
+def test_discovery_shows_what_an_initiator_may_reach():
+    async def work():
+        async with Door() as door:
+            for name, rules in (
+                    ("a", Access.of([INITIATOR])), ("b", Access.of(["iqn.2026-01.example:else"])),
+                    ("c", Access.of(networks=["192.0.2.0/24"])), ("d", Access.of(["*:host"], ["127.0.0.0/8"]))):
+                door.listener.add_target(TargetEntry(f"iqn.2026-01.example:{name}", door.sink, access=rules))
+            options = LoginOptions(INITIATOR)
+            found = {one.name[-2:] for one in await discover(door.host, door.port, options)}
+            assert found == {TARGET[-2:], ":a", ":d"}
+            for wanted, seen in (("iqn.2026-01.example:b", 0), ("iqn.2026-01.example:a", 1)):
+                assert len(await discover(door.host, door.port, options, wanted)) == seen
+    asyncio.run(work())
+
+
+def test_a_session_asks_for_its_own_target():
+    async def work():
+        async with Runtime() as runtime:
+            target = EmbeddedTarget(runtime, TARGET)
+            try:
+                await target.add_disk("mem:1MiB", DiskOptions())
+                host, port = parse_endpoint(await target.listen("127.0.0.1:0"))
+                done = await login(host, port, TARGET, LoginOptions(INITIATOR))
+                found = await send_targets(done, "", 5.0)
+                assert [(one.name, one.addresses) for one in found] == [(TARGET, ((host, port, 1),))]
+            finally:
+                await target.close()
+    asyncio.run(work())

@@ -55,7 +55,7 @@ async def list_luns(url: IscsiUrl) -> list[dict[str, Any]]:
         session.sock.close()
 
 
-async def list_targets(url: IscsiUrl, with_luns: bool) -> list[dict[str, Any]]:
+async def list_targets(url: IscsiUrl, with_luns: bool, plain_discovery: bool = False) -> list[dict[str, Any]]:
     from dataclasses import replace
 
     from detour.errors import DetourError
@@ -63,7 +63,8 @@ async def list_targets(url: IscsiUrl, with_luns: bool) -> list[dict[str, Any]]:
     from detour.urls import format_endpoint
 
     targets: list[dict[str, Any]] = []
-    for found in await discover(url):
+    bare = replace(url, user="", secret=None, secret_source="", mutual_user="", mutual_secret=None, mutual_source="")
+    for found in await discover(bare if plain_discovery else url):
         if url.target and found.name != url.target:
             continue
         portals = [format_endpoint(host, port) + (f",{group}" if group is not None else "")
@@ -81,10 +82,12 @@ async def list_targets(url: IscsiUrl, with_luns: bool) -> list[dict[str, Any]]:
 @click.argument("url")
 @login_options(portal_only=True)
 @click.option("--luns/--no-luns", "with_luns", default=True, help="Log in to each target and list its LUNs.")
+@click.option("--plain-discovery", is_flag=True,
+              help="Discover without the credentials; they are for the targets alone.")
 @json_option
-def command(url: IscsiUrl, with_luns: bool, as_json: bool) -> int:
+def command(url: IscsiUrl, with_luns: bool, plain_discovery: bool, as_json: bool) -> int:
     """List the targets of the portal URL, iscsi://[user[%secret]@]host[:port], and their LUNs."""
-    targets = run_async(list_targets(url, with_luns))
+    targets = run_async(list_targets(url, with_luns, plain_discovery))
     if as_json:
         print_json(targets)
         return 0
