@@ -31,7 +31,7 @@ cdef struct Disk:
 
 # DiskHandle(reactor, store, serial="", vendor="DETOUR", product="VIRTUAL DISK", write_cache=True, thin=True,
 #            read_only=False, delay_us=0, device_id=0, removable=False, port_name="",
-#            durable=False, reservations=b"")
+#            durable=False, reservations=b"", atomic=False)
 cdef class DiskHandle(DeviceHandle):
     cdef Disk* disk
     cdef readonly StoreHandle store

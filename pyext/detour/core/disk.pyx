@@ -255,6 +255,7 @@ cdef void disk_command(Disk* disk, Request* request) noexcept nogil:
     answer.data = request.buffer
     answer.data_bytes = 0
     answer.sense = 0
+    answer.wrong_byte = 0
     answer.effects = 0
     if request.command.opcode == 0x03:
         disk_request_sense(&disk.view, request.cdb, attention_take(&disk.nexuses, request.nexus), &answer)
@@ -263,6 +264,7 @@ cdef void disk_command(Disk* disk, Request* request) noexcept nogil:
                   parameters, parameter_bytes, &answer)
     if answer.sense != 0:
         refuse(disk, request, answer.sense)
+        point_at(request, answer.wrong_byte)
         return
     request.data = request.buffer
     request.data_bytes = answer.data_bytes
@@ -278,6 +280,13 @@ cdef void refuse(Disk* disk, Request* request, uint32_t sense) noexcept nogil:
     request.scsi_status = STATUS_CHECK_CONDITION
     request.sense_bytes = <uint16_t>scsi_sense(request.sense, sense, False, 0)
     finish_later(disk, request)
+
+
+cdef inline void point_at(Request* request, uint8_t wrong_byte) noexcept nogil:
+    # Sense-key specific data of INVALID FIELD IN CDB (SPC-4 4.5.2.4.2): which byte of the CDB is wrong.
+    if wrong_byte != 0:
+        request.sense[15] = 0xC0                        # SKSV, C/D
+        request.sense[17] = wrong_byte
 
 
 cdef void take_effects(Disk* disk, const void* nexus, uint32_t effects) noexcept nogil:
@@ -392,14 +401,15 @@ cdef class DiskHandle(DeviceHandle):
     serial is the same disk to a host. write_cache: tells hosts of a volatile cache (WCE), as long as they leave it on;
     off, every write is made stable. delay_us: holds every write for that long before the store gets it. removable: the
     medium can be ejected. port_name: SCSI name of the target port ("<target's iqn>,t,0x0001") for VPD page 83h.
-    durable: Python answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that hosts may ask for
+    atomic: the store never keeps a part of a write, whatever stops it, so that WRITE ATOMIC is offered (memory does that,
+    a file does not). durable: Python answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that hosts may ask for
     persistent reservations that outlive power (APTPL). reservations: what was kept so in an earlier life.
     """
 
     def __cinit__(self, Reactor reactor not None, StoreHandle store not None, str serial="", str vendor="DETOUR",
                   str product="VIRTUAL DISK", bint write_cache=True, bint thin=True, bint read_only=False,
                   uint32_t delay_us=0, uint64_t device_id=0, bint removable=False, str port_name="",
-                  bint durable=False, bytes reservations=b""):
+                  bint durable=False, bytes reservations=b"", bint atomic=False):
         cdef Disk* disk
         self.disk = NULL
         self.reactor = reactor
@@ -433,6 +443,9 @@ cdef class DiskHandle(DeviceHandle):
         self._identify(serial or f"{device_id:016x}", vendor, product, port_name)
         self._offer()
         self._reserve(durable, reservations)
+        if atomic or isinstance(store, MemoryStore):
+            disk.device.limits.atomic_blocks_max = PART_BYTES_MAX // disk.device.block_bytes
+            disk_withhold(&disk.view, &disk.device)
 
     def _reserve(self, bint durable, bytes reservations):
         cdef Disk* disk = self.disk
@@ -468,8 +481,6 @@ cdef class DiskHandle(DeviceHandle):
         memcpy(disk.device.naa, disk.identity.naa, 8)
         disk.device.naa_bytes = 8
         disk_limits(&disk.identity, &disk.device.limits)
-        if isinstance(self.store, MemoryStore):             # a file may be left with a part of a write
-            disk.device.limits.atomic_blocks_max = PART_BYTES_MAX // disk.device.block_bytes
         sanitize_init(&disk.sanitizer, &disk.device, disk.store, disk.identity.thin, disk_answer, &disk.delayed_head)
         disk_withhold(&disk.view, &disk.device)
         disk_mode_defaults(&disk.identity, &disk.state)
