@@ -25,6 +25,8 @@ from detour.errors import ConfigError, CorruptError, DetourError, StorageError, 
 from detour.iscsi.identity import Identity
 from detour.iscsi.initiator import Connection, connect, default_initiator_name
 from detour.iscsi.listener import Listener, TargetEntry
+from detour.mirror import MainMirror
+from detour.moving import Arrived
 from detour.redirect.base import REGISTRY, Address, Memo, OwnSession, RedirectDriver, VolumeContext, make_driver
 from detour.run_parts import CORE_PASS
 from detour.runtime import Runtime
@@ -71,6 +73,10 @@ class TargetPortal:
 
     def sessions(self) -> int:
         return len(self._listener.sessions_of(self._entry.iqn))
+
+    def arrived(self) -> list[Arrived]:
+        return [Arrived(info.initiator_name, info.isid.hex(), info.peer)
+                for info in self._listener.sessions_of(self._entry.iqn)]
 
 
 @dataclass
@@ -345,7 +351,9 @@ async def _bring_up(runtime: Runtime, group: TargetGroup, unit: Unit, state: Pat
         if unit.main is None:
             unit.main = await _open_main(runtime, group, unit, state)
         await _fit_journal(runtime, group, unit)
-        live = _make_live(runtime, group, unit)
+        live = _make_live(runtime, group, unit, state)
+        if live.mirror is not None:
+            await live.mirror.start(resumes=_unfinished(unit))
         if unit.journal.needs_recovery:
             await _recover(unit, live)
         unit.live, unit.trouble = live, ""
@@ -405,14 +413,15 @@ async def _fit_journal(runtime: Runtime, group: TargetGroup, unit: Unit) -> None
                                            main.block_bytes, blocks, b"", False)
 
 
-def _make_live(runtime: Runtime, group: TargetGroup, unit: Unit) -> LiveVolume:
-    sync = unit.section.sync
-    identity: Identity | None = getattr(unit.main, "identity", None)
-    volatile = identity.write_cache if identity is not None else True
-    sync_always = sync == "always" or (sync == "auto" and not volatile)
-    volume = VolumeHandle(group.reactor, runtime.new_id(), unit.main.handle, unit.journal, sync_always)
+def _make_live(runtime: Runtime, group: TargetGroup, unit: Unit, state: Path) -> LiveVolume:
+    fixed = {"always": True, "auto": None}.get(unit.section.sync, False)
+    volume = VolumeHandle(group.reactor, runtime.new_id(), unit.main.handle, unit.journal, bool(fixed),
+                          fixed is not None)
+    kept = Memo(state / "volumes" / f"{unit.name}.reservations.json")
+    mirror = MainMirror(runtime, unit.name, unit.main, volume, kept, unit.section.lun, fixed,
+                        initiator_name(unit.section))
     return LiveVolume(runtime, unit.name, unit.main, volume, group.handle, unit.journal, group.portal,
-                      [unit.section.lun])
+                      [unit.section.lun], mirror)
 
 
 async def close_group(runtime: Runtime, group: TargetGroup) -> None:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
@@ -30,7 +30,6 @@ from detour.gate import Gate
 from detour.hook import run_hook
 from detour.phases import EXIT_CODES, Phase, Phases, Result, Trigger
 from detour.progress import Figures, iso
-from detour.redirect.base import wait_gone
 from detour.run_parts import (
     CORE_ARMED,
     CORE_COPYING,
@@ -44,6 +43,7 @@ from detour.run_parts import (
     sentence_of,
 )
 from detour.watch import MainWatch
+from detour.way_in import WayIn
 
 log = structlog.get_logger(__name__)
 
@@ -76,12 +76,11 @@ class DetourRun:
         self._sink_leaving: asyncio.Task[None] | None = None
         self._uncut: set[asyncio.Task[Any]] = set()     # steps of the core: their end is always waited for
         self._filing: set[asyncio.Task[Any]] = set()    # steps of the catalog and the backup storage: for a while
-        self._dropped = False                           # sessions on main were, and may have writes under way there
         self._cancelled = asyncio.Event()
         self._changed = asyncio.Event()          # set, and replaced, at each change
         self._watch = MainWatch(parts, self._must_redirect, self._warn)
         self._frozen: tuple[float, int] | None = None   # when, and how much hosts had written by then
-        self._redirect_s = 0.0                  # how long setting and verifying the redirect took
+        self._way_in = WayIn(parts)
         self._resume_phase: int | None = None
         self._held_since: float | None = None
 
@@ -187,7 +186,8 @@ class DetourRun:
         self.phases.move(Phase.REDIRECTING)
         try:
             async with asyncio.timeout(self.settings.arm_limit_s):
-                await self._redirect()
+                self._mark(begin=True)
+                await self._way_in.redirect()
                 await self._freeze()
         except TimeoutError:
             raise GiveUp(Result.ABANDONED, f"the hosts could not be moved within {self.settings.arm_limit_s:g} s"
@@ -237,29 +237,10 @@ class DetourRun:
             raise StorageError(
                 f"main's target has disks that are not configured: LUN {', '.join(map(str, foreign))}",
                 hint="A redirect moves the whole target; configure these LUNs as volumes, or give them another target.")
+        for volume in self._all_volumes():
+            await volume.check_reservations()
         self._sink = await self.parts.open_sink(self.backup_id, False)
         await self._begin_record(self._sink)
-
-    async def _redirect(self) -> None:
-        """S101-S104 in the order that FIELD and RFC ask for: accept here, redirect there, drop, wait, barrier."""
-        live, driver = self.live, self.parts.driver
-        self._mark(begin=True)
-        for volume in self._all_volumes():      # no command on any LUN before old writes on main have ended
-            await volume.arm()
-        live.portal.admit()
-        if live.main_is_lost:
-            raise StorageError("main was lost just before the redirect")
-        begun = time.monotonic()
-        await driver.set(self.parts.address)
-        await driver.verify(self.parts.address)
-        self._redirect_s = time.monotonic() - begun
-        await driver.fence()
-        self._dropped = True
-        dropped = await driver.drop_all()
-        log.info("main redirects", volume=live.name, to=str(self.parts.address), dropped=dropped)
-        await wait_gone(driver, self.settings.arm_limit_s, self.settings.poll_s)
-        await driver.barrier()
-        await live.flush_main(self.settings.arm_limit_s)
 
     def _mark(self, begin: bool = False) -> None:
         """Notes this run where the gateway's next start finds it, for as long as main may be redirecting."""
@@ -271,9 +252,7 @@ class DetourRun:
     async def _freeze(self) -> None:
         """Main redirects and nobody else is on it: its content is the point in time from here on. The freeze itself is
         not cut short by a cancel: whether the core is frozen must be known."""
-        await self.parts.driver.verify(self.parts.address)
-        if any(not session.ours for session in await self.parts.driver.sessions()):
-            raise GiveUp(Result.ABANDONED, "a host came back to main just before the freeze")
+        await self._way_in.check_before_freeze()
         note = {"volume": self.live.name, "detour": self.id, "backup": self.backup_id, "store": self.store}
         while True:
             try:
@@ -295,9 +274,6 @@ class DetourRun:
         task = asyncio.create_task(step)
         (self._uncut if kind is None else kind).add(task)
         await asyncio.shield(task)
-
-    def _all_volumes(self) -> Iterable[Any]:
-        return (self.live, *self.live.siblings)
 
     async def _put_record(self, record: BackupRecord, checksums: bytes | None = None) -> None:
         self.record = await asyncio.to_thread(self.parts.catalog.put, record, checksums)
@@ -436,27 +412,15 @@ class DetourRun:
         """Commands that waited for a freeze which did not come go straight to main, once no old write of a dropped
         session can land there behind them; those of the other volumes of the target in any case."""
         if self.live.phase == CORE_ARMED:
-            await self._quietly("waiting for old writes on main", self._no_stale_writes())
-        for volume in self._all_volumes():
+            resumed = self._resume_phase is not None
+            await self._quietly("waiting for old writes on main", self._way_in.no_stale_writes(resumed))
+        for volume in self._way_in.volumes:
             await self._insist("letting commands through to main", lambda one=volume: self._disarm(one))
 
     @staticmethod
     async def _disarm(volume: Any) -> None:
         if volume.phase == CORE_ARMED:          # else a freeze that was slow came after all
             await volume.disarm()
-
-    async def _no_stale_writes(self) -> None:
-        """Returns when nobody but the gateway is on main any more, if hosts were dropped at all. Bounded."""
-        driver, settings = self.parts.driver, self.settings
-        if self._resume_phase is None and not self._dropped:
-            return
-        if self._resume_phase is not None:
-            with contextlib.suppress(DetourError):
-                await driver.verify(None)
-                return                          # hosts are on main by right
-        async with asyncio.timeout(settings.stale_limit_s):
-            while any(not session.ours for session in await driver.sessions()):
-                await asyncio.sleep(settings.poll_s)
 
     async def _catch_up(self) -> None:
         """Rounds (S501-S514) until the decision (S601-S603) lets the host go home and that has worked."""
@@ -507,7 +471,7 @@ class DetourRun:
         return not because
 
     def _limits(self) -> Limits:
-        return Limits(max_pause_s=self.settings.max_pause_s, overhead_s=0.08 + self._redirect_s)
+        return Limits(max_pause_s=self.settings.max_pause_s, overhead_s=0.08 + self._way_in.redirect_s)
 
     async def _cut_over(self) -> bool:
         """S601-S604, S701-S704. False: it was put off, and the host is served on, still on the overlay."""
@@ -591,6 +555,9 @@ class DetourRun:
     async def _clear_redirect(self) -> None:
         """First the access rules, while main still redirects; then the redirect. Both may be asked for twice."""
         driver = self.parts.driver
+        for volume in self._all_volumes():
+            for sentence in await volume.bring_back():
+                self._warn(sentence)
         await driver.unfence()
         await driver.clear()
         await driver.verify(None)
@@ -609,6 +576,8 @@ class DetourRun:
             self.figures.actual_ms = (time.monotonic() - self._held_since) * 1e3
         await self._quietly("the end of the throttle", live.throttle(0))
         await self._quietly("opening the command windows", live.resume_hosts())
+        for volume in self._all_volumes():
+            volume.forget_reservations()
 
     async def _give_up_sink(self) -> None:
         """The copy is ended and its place cleared, beside everything else: no host waits for a dead backup storage."""

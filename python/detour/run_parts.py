@@ -27,6 +27,7 @@ class RunSettings:
     reads_from_backup: bool = False     # base reads while catching up: from the backup instead of main
     check_limit_s: float = 15.0         # main's answer in the checks beforehand
     arm_limit_s: float = 20.0           # from the drop to the freeze, while hosts' commands wait: below their 30 s
+    move_limit_s: float = 14.0          # for each session that was on main to come to the gateway
     stale_limit_s: float = 5.0          # given up before the freeze: for old writes of dropped sessions to end on main
     room_wait_limit_s: float = 2.0      # a host's command waits for journal room: the copy gives way
     stall_limit_s: float = 120.0        # the copy does not go on though main is there

@@ -17,6 +17,8 @@ import structlog
 
 from detour import events
 from detour.errors import ScsiError, TimeoutError_, UsageError, from_status
+from detour.mirror import MainMirror
+from detour.moving import Arrived
 from detour.runtime import Answer, Runtime
 
 log = structlog.get_logger(__name__)
@@ -42,6 +44,9 @@ class Portal(Protocol):
 
     def sessions(self) -> int:
         """Sessions of hosts that are on the gateway."""
+
+    def arrived(self) -> list[Arrived]:
+        """Who they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ class LiveVolume:
     """The handles of one volume and its target. `main` is an OpenStore; the others are handles of the core."""
 
     def __init__(self, runtime: Runtime, name: str, main: Any, volume: Any, target: Any, journal: Any,
-                 portal: Portal, luns: Iterable[int] = ()) -> None:
+                 portal: Portal, luns: Iterable[int] = (), mirror: MainMirror | None = None) -> None:
         self.runtime = runtime
         self.name = name
         self.main = main
@@ -79,6 +84,7 @@ class LiveVolume:
         self.target = target
         self.journal = journal
         self.portal = portal
+        self.mirror = mirror                    # what hosts meet of main besides its data; None: nothing
         self.luns = frozenset(luns)             # LUNs of main's target that the configuration knows
         self.siblings: tuple[LiveVolume, ...] = ()      # the other volumes of the target: a redirect moves all of them
         self.faults: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue(maxsize=64)   # status, LBA, where
@@ -177,6 +183,27 @@ class LiveVolume:
         except ScsiError:
             return False
         return bool(answer.data) and answer.data[0] >> 5 == 0 and answer.data[0] & 0x1F in DISK_TYPES
+
+    # -- reservations and modes (mirror.py) --------------------------------------------------------------------------
+
+    async def check_reservations(self, limit_s: float = COMMAND_LIMIT_S) -> None:
+        """StorageError when a detour would lose them, or could not write to main because of them."""
+        if self.mirror is not None:
+            await _within(limit_s, "reading main's reservations", self.mirror.check())
+
+    async def take_over(self, limit_s: float = COMMAND_LIMIT_S, again: bool = True) -> None:
+        """From main, with no host there. StorageError as above."""
+        if self.mirror is not None:
+            await _within(limit_s, "taking over main's reservations", self.mirror.take_over(again))
+
+    async def bring_back(self, limit_s: float = COMMAND_LIMIT_S) -> list[str]:
+        """To main; answers what was not brought, one sentence each."""
+        return [] if self.mirror is None else await _within(limit_s, "bringing modes back", self.mirror.bring_back())
+
+    def forget_reservations(self) -> None:
+        """Hosts are home."""
+        if self.mirror is not None:
+            self.mirror.forget()
 
     # -- phases of the core ------------------------------------------------------------------------------------------
 
@@ -301,6 +328,8 @@ class LiveVolume:
         self.runtime.off_event(events.COPY_DONE, self.volume.id)
         self.runtime.off_event(events.VOLUME_FAULT, self.volume.id)
         self.runtime.off_event(events.CORRUPT, self.volume.id)
+        if self.mirror is not None:
+            await self.mirror.close()
 
 
 async def _within(limit_s: float, what: str, work: Any) -> Any:

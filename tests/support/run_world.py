@@ -10,6 +10,7 @@ import structlog
 from detour.backups.catalog import Catalog
 from detour.detour import DetourRun
 from detour.errors import StorageError, TimeoutError_
+from detour.moving import Arrived
 from detour.phases import Phase, Result
 from detour.redirect.base import Address, MainSession, Memo
 from detour.run_parts import CORE_CATCHING_UP, CORE_COPYING, CORE_PASS, RunParts, RunSettings
@@ -41,8 +42,11 @@ class FakeLive:
                                        "journal_bytes", "room_wait_ns"), 0)
         self.faults = asyncio.Queue()
         self.foreign = []
+        self.lacking = []                   # what bring_back could not bring
         self.portal = SimpleNamespace(admit=lambda: self.log.append("admit"),
-                                      turn_home=lambda: self.log.append("turn_home"), sessions=lambda: 1)
+                                      turn_home=lambda: self.log.append("turn_home"), sessions=lambda: 1,
+                                      arrived=lambda: self.arrived)
+        self.arrived = [Arrived("iqn.host", "00023d000001", "192.0.2.5:40000")]
         self.ended = None
         self.copy_behaviour = "done"        # or an int status, "hang", "stuck" (does not end after a stop)
         self.checks = []
@@ -73,6 +77,19 @@ class FakeLive:
 
     async def foreign_disks(self):
         return self.foreign
+
+    async def check_reservations(self):
+        self._step("check_reservations")
+
+    async def take_over(self, again=True):
+        self._step("take_over")
+
+    async def bring_back(self):
+        self._step("bring_back")
+        return self.lacking
+
+    def forget_reservations(self):
+        self._step("forget_reservations")
 
     async def arm(self):
         self._step("arm")

@@ -26,8 +26,8 @@ def test_a_plain_run(world):
     assert world.go() is Result.DONE
     log = world.live.log
     first = ["check_main", "forget_sink", "prepare", "open_sink", "arm", "admit", "set", "verify_on", "fence",
-             "drop_all", "sessions", "barrier", "flush_main", "verify_on", "sessions", "freeze", "copy_start",
-             "publish", "catch_up", "round"]
+             "sessions", "drop_all", "sessions", "barrier", "flush_main", "verify_on", "sessions", "freeze",
+             "copy_start", "publish", "catch_up", "round"]
     assert log[:len(first)] == first
     assert log[log.index("hold_hosts") - 1:log.index("turn_home")] == [
         "verify_on", "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "unfence", "clear",
@@ -108,7 +108,7 @@ def test_a_host_that_comes_back_before_the_freeze_ends_the_backup(world):
 
     async def sessions():
         calls.append(1)
-        return [MainSession("7", "iqn.late")] if len(calls) == 2 else []
+        return [MainSession("7", "iqn.late")] if len(calls) == 3 else []
     world.driver.sessions = sessions
     assert world.go() is Result.ABANDONED
     assert "freeze" not in world.live.log
@@ -806,4 +806,25 @@ def test_after_a_restart_the_gate_is_as_it_was(tmp_path, held):
             await world.until(lambda: world.run.document()["waits_because"])
             assert "hold_hosts" not in world.live.log
             world.run.open_gate()
+    assert world.go(beside) is Result.DONE
+
+
+def test_a_session_that_does_not_come_stops_the_detour_before_the_freeze(tmp_path):
+    world = World(tmp_path, move_limit_s=0.1)
+    world.driver.others = [MainSession("1", "iqn.host"), MainSession("2", "iqn.host"), MainSession("3", "iqn.other")]
+    assert world.go() is Result.ABANDONED
+    assert world.run.reason == "iqn.host, iqn.other did not come to the gateway within 0.1 s"
+    assert "freeze" not in world.live.log
+    world.in_order("drop_all", "barrier", "disarm", "clear", "turn_home", "send_home")
+
+
+def test_a_session_that_comes_late_is_waited_for(tmp_path):
+    world = World(tmp_path)
+    come, world.live.arrived = world.live.arrived, []
+
+    async def beside():
+        await world.until(lambda: "flush_main" in world.live.log)
+        await asyncio.sleep(0.05)
+        assert "freeze" not in world.live.log
+        world.live.arrived = come
     assert world.go(beside) is Result.DONE
