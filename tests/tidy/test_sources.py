@@ -30,7 +30,7 @@ LAYERS: tuple[set[str], ...] = (
     {"crc32c", "pool", "mailbox", "stats", "bitmap", "extents", "ranges", "stamps", "mapping", "scsi"},
     {"format", "pdu", "reactor"},
     {"conn", "store", "superblock"},
-    {"filestore", "fault_store", "initiator_task", "initiator", "load", "loadgen", "copier"},
+    {"filestore", "fault_store", "initiator_map", "initiator_task", "initiator", "load", "loadgen", "copier"},
     {"commit", "reclaim", "journal"},
     {"snapshot", "recovery", "device"},
     {"nexus", "registrants", "rights", "reservation", "copy_list", "disk_identity", "disk_opcodes",

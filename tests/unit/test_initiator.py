@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -147,6 +148,47 @@ def test_unmap_falls_back_to_written_zeros() -> None:
     for start in (0, 1000, 2000):
         assert not any(world.target.image[start * KIB:(start + 700) * KIB])
     assert world.target.image[700 * KIB] == 0xAA
+
+
+def test_the_map_is_asked_of_a_thin_target() -> None:
+    world = World(unmap=True)
+    world.attach()
+    told: list[bytes] = []
+
+    def tells(task: Task) -> bool:
+        assert task.cdb[:2] == b"\x9e\x12" and task.cdb[10:14] == struct.pack(">I", 24)
+        descriptor = told.pop(0)
+        if not descriptor:
+            world.target.respond(task, 2, sense(5, 0x20))
+            return True
+        data = struct.pack(">II", 4 + len(descriptor), 0) + descriptor
+        world.target.read_data(task, data)
+        return True
+
+    def asked(*descriptor: int, at: int = 100, blocks: int = 50, cut: int = 16) -> tuple[int, ...]:
+        told.append(struct.pack(">QIB3x", *descriptor)[:cut] if descriptor else b"")
+        status, results, _ = world.wait(world.store.submit_map(at * 512, blocks * 512))
+        assert status == 0
+        return results[0], results[1] // 512
+
+    world.target.on_command = tells
+    assert asked(100, 10, 1) == (0, 10) and asked(100, 10, 0) == (1, 10) and asked(100, 10, 2) == (0, 10)
+    assert asked(90, 20, 1) == (0, 10)                              # begins before what was asked for
+    assert asked(100, 1000, 1) == (0, 50)                           # goes on behind it
+    assert asked(100, 10, 7) == (1, 10)                             # a status that nobody knows
+    for nonsense in ((101, 10, 1), (90, 10, 1), (100, 0, 1), (100, 10, 1, 12), (2**64 - 1, 10, 1)):
+        cut = nonsense[3] if len(nonsense) > 3 else 16
+        assert asked(*nonsense[:3], cut=cut) == (1, 50)             # other blocks than were asked for, or no more of it
+    assert world.status(world.store.submit_map(0, 0)) == -3
+    assert asked() == (1, 50)                                       # it lacks the command
+    before = len(world.target.log)
+    assert world.wait(world.store.submit_map(0, 5120))[1][:2] == (1, 5120)
+    assert len(world.target.log) == before                          # and is not asked again
+
+
+def test_a_thick_target_is_not_asked_for_its_map(world: World) -> None:
+    assert world.wait(world.store.submit_map(512, 5120))[1][:2] == (1, 5120)
+    assert world.target.log == []
 
 
 def test_out_of_range_never_reaches_the_target(world: World) -> None:

@@ -531,7 +531,7 @@ cdef class InitiatorStore(StoreHandle):
             raise MemoryError("no memory for an initiator")
         self.initiator = initiator
         self.store = &initiator.store
-        flags |= STORE_CAN_UNMAP if unmap else 0
+        flags |= STORE_CAN_UNMAP | STORE_CAN_MAP if unmap else 0
         flags |= STORE_VOLATILE if volatile else 0
         flags |= STORE_READ_ONLY if read_only else 0
         store_init(&initiator.store, &STORE_OPS, reactor.loop, size_bytes, block_bytes, flags)

@@ -9,6 +9,7 @@
 # ANSWERED lasts until no queued PDU points to the Io's data any more.
 from detour.core.types cimport *
 from detour.core.conn cimport Conn
+from detour.core.initiator_map cimport MAP_REPLY_BYTES
 from detour.core.reactor cimport Command, Deferred, Timer
 from detour.core.store cimport Io, Store
 
@@ -55,6 +56,7 @@ cdef struct Task:
     uint32_t bursts_open            # R2Ts not wholly sent
     uint32_t retries
     int32_t status                  # when ANSWERED; AGAIN: to be sent again
+    uint8_t map_reply[MAP_REPLY_BYTES]  # `data` of a STORE_MAP
     ns_t sent_ns
     ns_t retry_ns                   # when RETRY: not before
     Burst bursts[BURSTS_MAX]

@@ -12,6 +12,7 @@ from libc.string cimport memcpy, memset
 from detour.core.conn cimport TxPdu, conn_close, conn_tx, conn_tx_queue
 from detour.core.debug cimport invariant, likely, unlikely
 from detour.core.endian cimport put_be16, put_be32, put_be64
+from detour.core.initiator_map cimport map_cdb, map_take
 from detour.core.iscsi cimport *
 from detour.core.pdu cimport sn_le
 from detour.core.reactor cimport loop_defer, loop_timer
@@ -202,6 +203,12 @@ cdef void task_cover(Initiator* initiator, Task* task, Io* io) noexcept nogil:
         task.length_bytes = <uint32_t>io.length_bytes if io.scsi.direction != 0 else 0
         task.data = io.data
         return
+    if io.op == STORE_MAP:
+        task.part_bytes = rest_bytes
+        task.direction = 1
+        task.length_bytes = MAP_REPLY_BYTES
+        task.data = task.map_reply
+        return
     task.part_bytes = rest_bytes if rest_bytes < limit_bytes else limit_bytes
     task.direction = 1 if io.op == STORE_READ else 2
     task.length_bytes = <uint32_t>task.part_bytes
@@ -223,6 +230,8 @@ cdef void cdb_build(Initiator* initiator, Task* task, uint8_t* cdb) noexcept nog
     cdef uint8_t fua = 0x08 if io.flags & IO_FUA and initiator.store.flags & STORE_VOLATILE else 0
     if io.op == STORE_FLUSH:
         cdb[0] = 0x35                   # no LBA, no number of blocks: the whole medium
+    elif io.op == STORE_MAP:
+        map_cdb(io, block_bytes, cdb)
     elif task.write_same:
         cdb[0] = 0x93                   # what is unmapped by it reads as the block that was sent: zeros
         cdb[1] = 0x08
@@ -476,6 +485,10 @@ cdef int verdict_of_check(Initiator* initiator, Task* task, const Answer* answer
         return AGAIN
     if key == KEY_MISCOMPARE:
         return E_MISCOMPARE
+    if key == KEY_ILLEGAL_REQUEST and task.io.op == STORE_MAP:
+        initiator.store.flags &= ~<uint32_t>STORE_CAN_MAP       # the target does not tell: all counts as mapped
+        task.io.mapped = True
+        return OK
     if key == KEY_ILLEGAL_REQUEST and task.write_same:
         # The target lacks WRITE SAME with UNMAP: from now on zeros are written.
         initiator.unmap = False
@@ -485,6 +498,9 @@ cdef int verdict_of_check(Initiator* initiator, Task* task, const Answer* answer
 
 
 cdef int verdict_of_good(Task* task, const Answer* answer) noexcept nogil:
+    if unlikely(task.io.op == STORE_MAP):
+        map_take(task.io, task.io.store.block_bytes, task.map_reply, task.received_bytes)
+        return OK
     if answer.residual_flags != 0 and answer.residual != 0:
         return E_IO
     if task.direction == 1 and task.received_bytes != task.length_bytes:
