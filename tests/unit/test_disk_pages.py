@@ -423,3 +423,97 @@ def test_request_sense_in_both_formats(host):
     assert host.command(bytes([3, 0, 0, 0, 252, 0]), 252).data == b"\x70" + bytes(6) + b"\x0a" + bytes(10)
     assert host.command(bytes([3, 1, 0, 0, 252, 0]), 252).data == b"\x72" + bytes(7)
     assert host.command(bytes([3, 0, 0, 0, 4, 0]), 4).data == b"\x70\0\0\0"
+
+
+# ---- the table of commands -------------------------------------------------------------------------------------------
+
+LBA_16, LBA_10 = "ff ff ff ff ff ff ff ff", "ff ff ff ff"
+USAGE = {                                               # as SPC-4 and SBC-3 name what is looked at; control: NACA
+    "TEST UNIT READY": "00 00 00 00 00 04",
+    "REQUEST SENSE": "03 01 00 00 ff 04",
+    "READ(6)": "08 1f ff ff ff 04",
+    "WRITE(6)": "0a 1f ff ff ff 04",
+    "INQUIRY": "12 01 ff ff ff 04",
+    "MODE SELECT(6)": "15 11 00 00 ff 04",
+    "MODE SENSE(6)": "1a 08 ff ff ff 04",
+    "START STOP UNIT": "1b 01 00 0f f7 04",
+    "RECEIVE DIAGNOSTIC RESULTS": "1c 01 ff ff ff 04",
+    "SEND DIAGNOSTIC": "1d f7 00 ff ff 04",
+    "PREVENT ALLOW MEDIUM REMOVAL": "1e 00 00 00 03 04",
+    "READ CAPACITY(10)": "25 00 ff ff ff ff 00 00 01 04",
+    "READ(10)": f"28 f8 {LBA_10} 00 ff ff 04",
+    "WRITE(10)": f"2a f8 {LBA_10} 00 ff ff 04",
+    "WRITE AND VERIFY(10)": f"2e f6 {LBA_10} 00 ff ff 04",
+    "VERIFY(10)": f"2f f6 {LBA_10} 00 ff ff 04",
+    "PRE-FETCH(10)": f"34 02 {LBA_10} 00 ff ff 04",
+    "SYNCHRONIZE CACHE(10)": f"35 02 {LBA_10} 00 ff ff 04",
+    "READ DEFECT DATA(10)": "37 00 1f 00 00 00 00 ff ff 04",
+    "WRITE SAME(10)": f"41 f8 {LBA_10} 00 ff ff 04",
+    "UNMAP": "42 00 00 00 00 00 00 ff ff 04",
+    "SANITIZE OVERWRITE": "48 a1 00 00 00 00 00 ff ff 04",
+    "SANITIZE BLOCK ERASE": "48 a2 00 00 00 00 00 ff ff 04",
+    "SANITIZE EXIT FAILURE MODE": "48 bf 00 00 00 00 00 ff ff 04",
+    "LOG SELECT": "4c 03 ff ff 00 00 00 ff ff 04",
+    "LOG SENSE": "4d 01 ff ff 00 ff ff ff ff 04",
+    "MODE SELECT(10)": "55 11 00 00 00 00 00 ff ff 04",
+    "MODE SENSE(10)": "5a 18 ff ff 00 00 00 ff ff 04",
+    **{f"PERSISTENT RESERVE IN {action}": f"5e {action:02x} 00 00 00 00 00 ff ff 04" for action in range(4)},
+    **{f"PERSISTENT RESERVE OUT {action}": f"5f {action:02x} ff 00 00 ff ff ff ff 04" for action in range(8)},
+    "EXTENDED COPY(LID1)": "83 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 04",
+    "RECEIVE COPY STATUS(LID1)": "84 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 04",
+    "RECEIVE COPY OPERATING PARAMETERS": "84 03 00 00 00 00 00 00 00 00 ff ff ff ff 00 04",
+    "RECEIVE COPY FAILURE DETAILS(LID1)": "84 04 ff 00 00 00 00 00 00 00 ff ff ff ff 00 04",
+    "READ(16)": f"88 f8 {LBA_16} ff ff ff ff 00 04",
+    "COMPARE AND WRITE": f"89 f8 {LBA_16} 00 00 00 ff 00 04",
+    "WRITE(16)": f"8a f8 {LBA_16} ff ff ff ff 00 04",
+    "ORWRITE(16)": f"8b f8 {LBA_16} ff ff ff ff 00 04",
+    "WRITE AND VERIFY(16)": f"8e f6 {LBA_16} ff ff ff ff 00 04",
+    "VERIFY(16)": f"8f f6 {LBA_16} ff ff ff ff 00 04",
+    "PRE-FETCH(16)": f"90 02 {LBA_16} ff ff ff ff 00 04",
+    "SYNCHRONIZE CACHE(16)": f"91 02 {LBA_16} ff ff ff ff 00 04",
+    "WRITE SAME(16)": f"93 f9 {LBA_16} ff ff ff ff 00 04",
+    "WRITE ATOMIC(16)": f"9c f8 {LBA_16} ff ff ff ff 00 04",
+    "READ CAPACITY(16)": f"9e 10 {LBA_16} ff ff ff ff 01 04",
+    "GET LBA STATUS": f"9e 12 {LBA_16} ff ff ff ff 00 04",
+    "REPORT LUNS": "a0 00 ff 00 00 00 ff ff ff ff 00 04",
+    "REPORT SUPPORTED OPERATION CODES": "a3 0c 87 ff ff ff ff ff ff ff 00 04",
+    "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS": "a3 0d 80 00 00 00 ff ff ff ff 00 04",
+    "READ(12)": f"a8 f8 {LBA_10} ff ff ff ff 00 04",
+    "WRITE(12)": f"aa f8 {LBA_10} ff ff ff ff 00 04",
+    "WRITE AND VERIFY(12)": f"ae f6 {LBA_10} ff ff ff ff 00 04",
+    "VERIFY(12)": f"af f6 {LBA_10} ff ff ff ff 00 04",
+    "READ DEFECT DATA(12)": "b7 1f ff ff ff ff ff ff ff ff 00 04",
+}
+RESERVE_RELEASE = {0x16, 0x17, 0x56, 0x57}
+WITH_ACTIONS = {0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9E, 0xA3}
+
+
+def report(host: Host, options: int, opcode: int = 0, action: int = 0) -> bytes:
+    cdb = struct.pack(">BBBBHIBB", 0xA3, 0x0C, options, opcode, action, 8192, 0, 0)
+    return host.command(cdb, 8192).data
+
+
+def listed(host: Host) -> dict[tuple[int, int | None], int]:
+    """(opcode, service action or None) -> length of the CDB, of all commands."""
+    data = report(host, 0)
+    rows = [struct.unpack_from(">BBHBBH", data, at) for at in range(4, len(data), 8)]
+    return {(opcode, action if flags & 1 else None): length for opcode, _, action, _, flags, length in rows}
+
+
+def test_the_commands_and_what_is_looked_at_in_them(host):
+    told = {key: length for key, length in listed(host).items() if key[0] not in RESERVE_RELEASE}
+    expected = {}
+    for usage in map(bytes.fromhex, USAGE.values()):
+        key = (usage[0], usage[1] & 0x1F if usage[0] in WITH_ACTIONS else None)
+        expected[key] = len(usage)
+        one = report(host, 3, key[0], key[1] or 0)
+        assert one == b"\0\3" + struct.pack(">H", len(usage)) + usage
+    assert told == expected
+    assert {key[0] for key in listed(host)} - {key[0] for key in told} == RESERVE_RELEASE
+
+
+@pytest.mark.parametrize("disk, missing", [({"thin": False}, {(0x42, None), (0x48, 2)}), ({"removable": True}, set()),
+                                           ({"read_only": True}, set())])
+def test_what_a_disk_lacks_is_not_told(host, disk, missing):
+    with session(**disk) as other:
+        assert listed(host).keys() - listed(other).keys() == missing
