@@ -13,9 +13,12 @@ from detour.errors import BusyError, ClosedError, LoginError, UsageError
 from detour.iscsi import wire
 from detour.iscsi.access import Access
 from detour.iscsi.chap import ChapAuth
+from detour.iscsi.keys import parse_target_address
 from detour.iscsi.listener import TargetEntry
-from detour.iscsi.session import LoginOptions, discover, new_isid
+from detour.iscsi.login_target import Redirect
+from detour.iscsi.session import LoginOptions, discover, login, new_isid
 from detour.limits import LoginLimits
+from detour.urls import format_endpoint
 from tests.support.logins import AUTH, HOST, INITIATOR, MAIN, NAMES, TARGET, first_request
 from tests.support.sinks import Door
 
@@ -272,6 +275,56 @@ def test_redirects_by_address_and_by_rule():
             assert (await door.login()).port == elsewhere.port
             assert (await door.login()).port == door.port
             assert asked == [(INITIATOR, "127.0.0.1", 6)] * 2
+    run(work)
+
+
+@pytest.mark.parametrize("address", ["gateway.example", "gateway.example:3261", "192.0.2.9", "192.0.2.9:3260",
+                                     "[2001:db8::9]", "[::1]:3260"])
+@pytest.mark.parametrize("permanent", [False, True])
+def test_redirects_to_names_and_addresses_of_both_kinds(address, permanent):
+    async def work():
+        async with Door() as door:
+            for rule in (Redirect(address, permanent), lambda *_: Redirect(address, permanent)):
+                door.entry.redirect = rule
+                sock = await door.connect()
+                await wire.send(sock, first_request(NAMES).pack())
+                response = wire.LoginResponse.unpack(*await wire.receive_pdu(sock))
+                assert (response.status_class, response.status_detail) == (1, 2 if permanent else 1)
+                assert response.data == f"TargetAddress={address}\0".encode() and not response.transit
+                assert await ended(sock)
+                host, port, tag = parse_target_address(address)
+                with pytest.raises(LoginError) as caught:
+                    await door.login(follow_redirect=False)
+                assert format_endpoint(host, port) in caught.value.message and tag is None
+    run(work)
+
+
+@pytest.mark.parametrize("address", ["", "host name", "host:0", "host:70000", "::1", "[::1", "192.0.2.9:3260,1", "a,b"])
+def test_redirects_to_nowhere_are_refused(address):
+    with pytest.raises(UsageError):
+        Redirect(address)
+
+
+def test_a_portal_of_ipv6():
+    async def work():
+        async with Door() as door:
+            try:
+                host, port = await door.listener.listen("::1", 0)
+            except UsageError:
+                pytest.skip("this machine has no IPv6")
+            door.entry.redirect = lambda name, peer, isid: f"127.0.0.1:{door.port}" if peer == "::1" else None
+            moved = await login(host, port, TARGET, LoginOptions(INITIATOR))
+            assert moved.portal == f"127.0.0.1:{door.port}"
+            moved.sock.close()
+            door.entry.redirect = f"[::1]:{port}"
+            (found,) = await discover("127.0.0.1", door.port, LoginOptions(INITIATOR))
+            assert found.addresses == (("127.0.0.1", door.port, 1),)
+            door.entry.redirect = None
+            (found,) = await discover(host, port, LoginOptions(INITIATOR))
+            assert found.addresses == (("::1", port, 1),)
+            done = await login(host, port, TARGET, LoginOptions(INITIATOR))
+            done.sock.close()
+            await door.until(lambda: any(info.peer.startswith("[::1]:") for info in door.listener.sessions.values()))
     run(work)
 
 

@@ -169,12 +169,13 @@ def test_keys_are_answered_as_the_standard_says():
     target = target_login()
     response = target.receive(first_request([
         *NAMES, ("X-com.example.key", "1"), ("Strange", "2"), ("IFMarker", "Yes"), ("OFMarkInt", "1~2"),
-        ("SendTargets", "All"), ("MaxBurstLength", "7"), ("DataDigest", "CRC32C"), ("InitiatorAlias", "me")]))
+        ("SendTargets", "All"), ("MaxBurstLength", "7"), ("DataDigest", "CRC32C"), ("InitiatorAlias", "me"),
+        ("AuthMethod", "None")]))
     answers = keys_of(response)
     assert answers.pop("MaxRecvDataSegmentLength") == "262144"
     assert answers == {"TargetPortalGroupTag": "1", "X-com.example.key": "NotUnderstood", "Strange": "NotUnderstood",
                        "IFMarker": "No", "OFMarkInt": "Reject", "SendTargets": "Reject", "MaxBurstLength": "Reject",
-                       "DataDigest": "Reject"}
+                       "DataDigest": "Reject", "AuthMethod": "Reject"}
     assert response.transit and target.params.burst_bytes_max == 262144
 
 
