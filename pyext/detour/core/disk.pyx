@@ -402,8 +402,9 @@ cdef class DiskHandle(DeviceHandle):
     off, every write is made stable. delay_us: holds every write for that long before the store gets it. removable: the
     medium can be ejected. port_name: SCSI name of the target port ("<target's iqn>,t,0x0001") for VPD page 83h.
     atomic: the store never keeps a part of a write, whatever stops it, so that WRITE ATOMIC is offered (memory does that,
-    a file does not). durable: Python answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that hosts may ask for
-    persistent reservations that outlive power (APTPL). reservations: what was kept so in an earlier life.
+    a file does not). durable: Python answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that
+    hosts may ask for persistent reservations that outlive power (APTPL). reservations: what was kept so in an earlier
+    life.
     """
 
     def __cinit__(self, Reactor reactor not None, StoreHandle store not None, str serial="", str vendor="DETOUR",
