@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from detour.core._testing_target import decode, lun_of, lun_put, sense, sense_of
+from detour.core._testing_target import decode, describe, lun_of, lun_put, sense, sense_of
 
 READ, WRITE, WRITE_VERIFY, VERIFY, SYNC, SAME, UNMAP, CAW, ORWRITE, PREFETCH, LBA_STATUS = range(1, 12)
 INFO, REPORT_OPCODES, OTHER_MEDIUM = 15, 16, 17
@@ -113,3 +113,19 @@ def test_luns():
     assert lun_of(bytes([0x40, 5]) + bytes(6)) == 5            # flat addressing of a small number
     for odd in (b"\x01\x02" + bytes(6), b"\x00\x01\x00\x01" + bytes(4), b"\xc1\x01" + bytes(6)):
         assert lun_of(odd) == 0xFFFFFFFF
+
+
+def test_sense_in_descriptor_format():
+    assert describe(sense(0x052400)) == b"\x72\x05\x24\0\0\0\0\0"
+    assert describe(sense(0x031100, 0x01020304)) == (
+        b"\x72\x03\x11\0\0\0\0\x0c" + b"\0\x0a\x80\0\0\0\0\0\1\2\3\4")          # information
+    full = bytearray(sense(0x0A0D01, 7))
+    full[0] = 0xF1                                                              # deferred
+    full[2] |= 0x20                                                             # ILI
+    full[8:12], full[15:18] = b"\x0a\x0b\x0c\x0d", b"\xc0\x00\x05"
+    assert describe(bytes(full)) == (
+        b"\x73\x0a\x0d\x01\0\0\0\x24" + b"\0\x0a\x80\0\0\0\0\0\0\0\0\7" + b"\1\x0a\0\0\0\0\0\0\x0a\x0b\x0c\x0d"
+        + b"\2\6\0\0\xc0\0\5\0" + b"\5\2\0\x20")
+    described = describe(sense(0x052000))
+    assert describe(described + bytes(20)) == described + bytes(20)             # is in that format already
+    assert describe(b"") == b"" and describe(sense(0x052000)[:8]) == sense(0x052000)[:8]
