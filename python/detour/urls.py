@@ -303,6 +303,8 @@ def parse_iscsi_url(text: str, *, portal_only: bool = False) -> IscsiUrl:
         raise UrlError(f"{shown}: {error.message}") from None
     if port == 0:
         raise UrlError(f"{shown}: port 0 is no portal")
+    if ":" in host:
+        host = host.replace("%25", "%")         # a zone, as RFC 6874 writes it
     user, secret = _split_login(login) if at else ("", None)
     options = _url_options(query, shown)
     file_secret, source = _option_secret(options, "", shown)

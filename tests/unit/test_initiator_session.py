@@ -261,6 +261,28 @@ def test_async_drop(world: World, event: int) -> None:
     assert world.status(ticket) == 0
 
 
+def test_a_logout_asked_for_does_not_wait_for_a_stuck_command_beyond_its_time() -> None:
+    world = World(nop_interval_ms=0)
+    world.reactor.set_clock(1)
+    world.attach()
+    hold(world)
+    ticket = world.store.submit_read(0, 512)
+    world.turn(4)
+    world.target.async_message(1, p3=4)
+    for ms in range(0, 1900, 100):
+        world.reactor.set_clock(ms * MS + 2)
+        world.turn(2)
+    assert 6 not in opcodes(world)
+    for ms in range(1900, 3500, 100):
+        if not world.lost():
+            world.reactor.set_clock(ms * MS + 2)
+            world.turn(2)
+    assert 6 in opcodes(world) and world.lost()[0][1] == 1 and ticket not in world.answers
+    world.target.on_command = None
+    world.attach()
+    assert world.status(ticket) == 0
+
+
 def test_async_drop_that_never_comes() -> None:
     world = World(nop_interval_ms=0)
     world.reactor.set_clock(1)

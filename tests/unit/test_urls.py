@@ -34,6 +34,12 @@ def test_an_iscsi_url_whole():
     assert url.portal == "[fe80::1]:3261"
 
 
+@pytest.mark.parametrize("text", ["[fe80::1%25eth0]:3261", "[fe80::1%eth0]:3261"])
+def test_a_link_local_address_has_a_zone(text):
+    url = parse_url(f"iscsi://u@{text}/{IQN}/1")
+    assert (url.host, url.port, url.user) == ("fe80::1%eth0", 3261, "u") and parse_url(str(url)) == url
+
+
 def test_the_port_has_a_default_and_names_are_lower_case():
     assert parse_url(f"iscsi://host/{IQN.upper().replace('IQN.', 'iqn.')}/0") == IscsiUrl("host", 3260, IQN, 0)
 

@@ -82,8 +82,13 @@ cdef void run_send(void* owner) noexcept nogil:
     if not initiator.attached or not initiator.conn.open:
         return
     tasks_pump(initiator)
-    if initiator.logout_wanted and not initiator.logout_sent and initiator.tasks_flying == 0 and initiator.conn.open:
-        send_logout(initiator)
+    if initiator.logout_wanted and not initiator.logout_sent and initiator.conn.open:
+        if initiator.tasks_flying == 0 or logout_due(initiator):
+            send_logout(initiator)
+
+
+cdef bint logout_due(Initiator* initiator) noexcept nogil:
+    return initiator.logout_by_ns != 0 and initiator.store.loop.now_ns >= initiator.logout_by_ns
 
 
 cdef void leave(Initiator* initiator, bint logout) noexcept nogil:
@@ -218,6 +223,10 @@ cdef int async_message(Initiator* initiator, PduRx* rx) noexcept nogil:
     take_numbers(initiator, rx.header, True)
     tell_async(initiator, rx)
     if event == ASYNC_LOGOUT_REQUEST or event == ASYNC_RENEGOTIATE:
+        if not initiator.leaving:
+            # Half of what the target gives (Parameter3, seconds) is for commands in flight; they are sent again later.
+            initiator.logout_by_ns = initiator.store.loop.now_ns + (
+                get_be16(rx.header + 42) * <ns_t>500000000 or LEAVE_MS * <ns_t>1000000)
         initiator.announced = event
         leave(initiator, True)
     elif event == ASYNC_DROP_CONNECTION or event == ASYNC_DROP_SESSION:
@@ -318,6 +327,10 @@ cdef void on_tick(void* owner) noexcept nogil:
     cdef bint waited
     if not initiator.attached or not initiator.conn.open:
         return
+    if initiator.logout_wanted and not initiator.logout_sent and logout_due(initiator):
+        send_logout(initiator)
+        if not initiator.conn.open:
+            return
     waited = initiator.leaving and (initiator.logout_sent or not initiator.logout_wanted)
     if ((waited and now_ns - initiator.leaving_ns > LEAVE_MS * <ns_t>1000000) or overdue(initiator, now_ns)
             or silent(initiator, now_ns)):
@@ -384,6 +397,7 @@ cdef int attach(Initiator* initiator, int fd, const ConnParams* params) noexcept
     initiator.logout_wanted = False
     initiator.logout_sent = False
     initiator.close_asked = False
+    initiator.logout_by_ns = 0
     initiator.announced = 0
     initiator.time2wait_s = 0
     initiator.time2retain_s = 0

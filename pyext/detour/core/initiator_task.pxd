@@ -83,6 +83,7 @@ cdef struct Initiator:
     bint logout_wanted              # a Logout goes out when nothing is in flight
     bint logout_sent
     bint close_asked                # by Python: the loss is not told
+    ns_t logout_by_ns               # the Logout goes out then even with commands in flight; 0: it waits for them
     uint32_t announced              # Async Message event that announced the end of the connection, or 0
     uint16_t time2wait_s            # as it told
     uint16_t time2retain_s
