@@ -628,6 +628,34 @@ def test_a_change_that_is_not_stored_leaves_no_trace(durable_world):
     other.close()
 
 
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_host_that_goes_while_its_change_is_stored(durable_world, how):
+    world = durable_world
+    host, other = host_of(world, 0), host_of(world, 1)
+    begin_out(host, REGISTER, 0, 1, flags=APTPL)
+    assert host.nothing_comes()
+    waits = begin_out(other, REGISTER, 0, 2, flags=APTPL)
+    assert other.nothing_comes()
+    if how == "close":
+        host.close()
+    else:
+        asked = host.manage(5)                                           # LUN RESET: waits for what it aborts
+        assert host.nothing_comes()
+    world.turn(5)
+    assert world.ask(world.disk.reservations_stored(0)) == 0
+    world.turn(5)
+    assert len([event for event in world.events if event[0] == EVENT_RESERVATIONS]) == 2
+    assert world.ask(world.disk.reservations_stored(0)) == 0
+    if how == "close":
+        assert other.finish(waits).status == 0 and keys(other) == [1, 2]
+    else:
+        assert host.managed(asked) == 0
+        assert attentions(other) == [0x062903] and keys(other) == [1, 2]     # aborted: stored, and not answered
+    host.close()
+    other.close()
+    assert world.quiet()
+
+
 def test_taking_aptpl_back_is_stored_too(durable_world):
     world = durable_world
     host = host_of(world, 0)
