@@ -72,6 +72,21 @@ def test_what_is_ejected_is_gone_until_it_is_loaded(world):
     other.close()
 
 
+def test_data_that_come_after_the_medium_went_are_not_written(world):
+    host, other = host_of(world, initial_r2t=True, immediate_data=False), host_of(world, 2)
+    itt = host.begin(cdb_rw(0x2A, 3, 1), flags=WRITE, edtl=512)
+    r2t = host.pdu()
+    assert r2t.opcode == 0x31
+    assert start_stop(other, EJECT).status == 0
+    host.data_out(itt, b"z" * 512, 0, 0, ttt=r2t.word(20), final=True)
+    host.r2ts[itt] = 1
+    assert host.finish(itt).sense == NOT_PRESENT and not any(world.image[3 * 512:4 * 512])
+    assert start_stop(other, LOAD).status == 0
+    assert ready(host) == CHANGED
+    host.close()
+    other.close()
+
+
 def test_any_nexus_prevents_for_all_and_only_allows_for_itself(world):
     host, other = host_of(world), host_of(world, 2)
     assert prevent(host, 1).status == 0 == prevent(other, 1).status

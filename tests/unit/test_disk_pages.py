@@ -114,7 +114,7 @@ def test_a_long_port_name_is_told_whole(name_bytes):
 def test_extended_inquiry(host):
     expected = bytearray(64)
     expected[1:4] = 0x86, 0, 60
-    expected[5], expected[6] = 0x01, 0x01                   # SIMPSUP; V_SUP
+    expected[5], expected[6] = 0x07, 0x01                   # HEADSUP, ORDSUP, SIMPSUP; V_SUP
     assert inquiry(host, 0x86).data == bytes(expected)
 
 

@@ -134,6 +134,9 @@ cdef void disk_submit(Device* device, Request* request) noexcept nogil:
     cdef Disk* disk = <Disk*>device
     if unlikely(disk.sanitizer.running) and request.op != REQUEST_COMMAND:
         sanitize_refuse(&disk.sanitizer, request)
+    elif unlikely(disk.state.ejected) and request.op != REQUEST_COMMAND:
+        request.status = E_CHECK        # begun before the medium went, or an EXTENDED COPY from another unit
+        refuse(disk, request, SENSE_MEDIUM_NOT_PRESENT)
     elif request.op == REQUEST_READ:
         if take_buffer(request):
             disk_submit_io(disk, request)

@@ -52,6 +52,7 @@ cdef struct InfoAnswer:
     uint8_t* data               # INFO_BYTES_MAX bytes of room, zeroed
     uint32_t data_bytes         # as cut by the allocation length
     uint32_t sense              # not 0: CHECK CONDITION with it, no data
+    uint8_t wrong_byte          # of the CDB, to which that sense points; 0: to none
     uint32_t effects            # InfoEffect bits
 
 cdef inline uint32_t clamp32(uint64_t value) noexcept nogil:

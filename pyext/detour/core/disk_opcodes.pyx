@@ -230,6 +230,7 @@ cdef void disk_report_opcodes(const DiskView* view, const ScsiCommand* command, 
         return
     if options > 3 or (options == 1 and has_actions) or (options == 2 and opcode_known and not has_actions):
         answer.sense = SENSE_INVALID_FIELD_IN_CDB
+        answer.wrong_byte = 2                       # the reporting options, not the service action: the command is known
         return
     if options == 3 and found != NULL and not found.has_action and action != 0:
         found = NULL

@@ -1,8 +1,8 @@
 # INQUIRY, vital product data and capacity of a plain disk.
 #
 # Owns: the figures of disk_limits. Page B0h shows Device.limits, which are what the target side refuses by.
-# Invariants: no page is longer than INFO_BYTES_MAX; each page tells only what other commands keep: 86h no group numbers
-# and only simple tasks, B2h what UNMAP and WRITE SAME do.
+# Invariants: no page is longer than INFO_BYTES_MAX; each page tells only what other commands keep: 86h the task attributes
+# and no group numbers, B2h what UNMAP and WRITE SAME do.
 # Cost: of no concern; these commands are rare.
 from libc.string cimport memcpy, memset, strlen
 
@@ -69,7 +69,7 @@ cdef uint32_t vpd_identification(const DiskIdentity* identity, uint8_t* out) noe
 
 
 cdef uint32_t vpd_extended(const DiskIdentity* identity, uint8_t* out) noexcept nogil:
-    out[5] = 0x01                                   # SIMPSUP: all tasks are treated as simple
+    out[5] = 0x07                                   # HEADSUP, ORDSUP, SIMPSUP
     out[6] = 0x01                                   # V_SUP: there may be a volatile cache (caching mode page)
     return 64
 
