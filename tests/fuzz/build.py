@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -85,7 +86,8 @@ def build(folder: Path | None = None, *, committed: bool = False, quiet: bool = 
              str(folder / "objects")], cwd=tree, env=environment, text=True, check=False,
             stdout=subprocess.PIPE if quiet else None, stderr=subprocess.STDOUT if quiet else None)
     if ended.returncode:
-        raise SystemExit(f"the sanitizer build failed:\n{(ended.stdout or '')[-4000:]}")
+        errors = [line for line in (ended.stdout or "").splitlines() if re.search(r":\d+:\d+: (?!.*warning)", line)]
+        raise SystemExit("\n".join(["the sanitizer build failed:", *errors[:20], (ended.stdout or "")[-1000:]]))
     return lib
 
 

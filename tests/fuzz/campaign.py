@@ -1,6 +1,7 @@
 """A run over many cases: the child that does them, its watchdog, the memory that must stay flat, and the figures."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -113,7 +114,7 @@ class Child:
         if self.process.poll() is None:
             self.kill()
         self.pipe(self.process.stdout).close()
-        if not self.pipe(self.process.stdin).closed:
+        with contextlib.suppress(BrokenPipeError):
             self.pipe(self.process.stdin).close()
         self.errors.close()
 

@@ -6,6 +6,7 @@ clock is virtual and the loop is turned by hand, so that a case follows from its
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -19,12 +20,15 @@ from detour.core.disk import DiskHandle
 from detour.core.reactor import Reactor
 from detour.core.store import MemoryStore
 from detour.core.target import TargetHandle
+from detour.errors import DetourError
 from tests.fuzz.figures import Figures
 from tests.fuzz.gateway import Gateway
+from tests.fuzz.mutate import bytes_of
 from tests.fuzz.trace import Trace
 from tests.support.pdu_client import ASYNC, Host, Pdu, World
 
 WITNESS_LUN = 200
+DISK_ID = 77
 TICK_NS = 1_000_000
 CALM_TURNS = 4
 TURNS_MAX = 20_000
@@ -45,11 +49,14 @@ class FuzzWorld(World):
         self.block_bytes = chance.choice([512, 512, 4096])
         self.stores = [MemoryStore(self.reactor, size, block) for size, block in
                        ((1 << 20, self.block_bytes), (1 << 20, 512), (1 << 20, 512))]
-        self.disks = [DiskHandle(self.reactor, self.stores[0], serial="fuzz0001", thin=chance.random() < 0.7),
+        self.disks = [DiskHandle(self.reactor, self.stores[0], serial="fuzz0001", thin=chance.random() < 0.7,
+                                 removable=chance.random() < 0.3, durable=chance.random() < 0.5, device_id=DISK_ID,
+                                 atomic=chance.random() < 0.5, write_cache=chance.random() < 0.5),
                       DiskHandle(self.reactor, self.stores[1], serial="fuzz0002", read_only=True),
                       DiskHandle(self.reactor, self.stores[2], serial="witness1")]
         self.target = TargetHandle(self.reactor, 7, queue_depth_max=chance.choice([4, 32, 128]),
-                                   nop_interval_ms=chance.choice([0, 1000]), nop_timeout_ms=5000)
+                                   nop_interval_ms=chance.choice([0, 1000]), nop_timeout_ms=5000,
+                                   session_bytes_max=chance.choice([1 << 21, 1 << 26]))
         self.answers, self.events = {}, []
         self.gateway = Gateway(self.reactor, chance, self.turn) if gateway else None
         devices = {0: self.disks[0], 1: self.disks[1], WITNESS_LUN: self.disks[2]}
@@ -72,13 +79,25 @@ class FuzzWorld(World):
                     self.answers[ticket] = (status, results, data)
                 elif kind == 2:
                     self.answer_text(ticket, results, data)
-                elif kind == 1:
-                    self.events.append((kind, ticket, results, data))
+                elif kind == 13:
+                    self.store_reservations(ticket, data or b"")
 
     def answer_text(self, session_id: int, results: tuple[int, ...], _data: bytes | None) -> None:
-        if self.chance.random() < 0.9:
-            length = self.chance.choice([0, 10, 100, 9000])
-            self.target.text_response(session_id, results[0], b"TargetName=x\0"[:length].ljust(length, b"a"))
+        how = self.chance.random()
+        if how < 0.9:
+            length = self.chance.choice([0, 10, 100, 9000, 100000])
+            self.target.text_response(session_id, results[0], b"TargetName=x\0"[:length].ljust(length, b"a"),
+                                      self.chance.choice([0, 0, 512]))
+        elif how < 0.95:
+            self.target.text_reject(session_id, results[0], 0x09)
+
+    def store_reservations(self, device_id: int, dump: bytes) -> None:
+        """Says that they are stored, or cannot be; and a disk that finds them spoiled must bear it."""
+        device = self.disks[0] if device_id == DISK_ID or self.gateway is None else self.gateway.volume
+        device.reservations_stored(self.chance.choice([0, 0, 0, -2]))
+        if self.chance.random() < 0.1:
+            with contextlib.suppress(DetourError, ValueError):
+                DiskHandle(self.reactor, self.stores[1], durable=True, reservations=bytes_of(dump, self.chance))
 
     def calm(self) -> None:
         """Turns until nothing happens any more; AssertionError when that never comes."""

@@ -69,7 +69,7 @@ cdef class HostFuzzer:
     cdef uint32_t data_bytes_max, recv_bytes_max, first_burst, burst, block_bytes, luns, queue_depth
     cdef uint64_t blocks
     cdef uint32_t cmd_sn, stat_sn, itt, max_cmd_sn, exp_cmd_sn
-    cdef bint stat_known
+    cdef uint32_t text_itt, text_ttt    # an exchange of text that the target goes on with
     cdef Open opens[OPEN_MAX]
     cdef uint32_t opens_next
     cdef Ask asks[ASKS_MAX]
@@ -105,6 +105,7 @@ cdef class HostFuzzer:
         self.max_cmd_sn = self.cmd_sn + 3
         self.stat_sn = params["stat_sn"]
         self.itt = 1
+        self.text_ttt = TAG_NONE
         self.naa = bytes(8)
         self.noise = <uint8_t*>malloc(NOISE_BYTES + STREAM_BYTES + INPUT_BYTES)
         if self.noise == NULL:
@@ -464,9 +465,15 @@ cdef class HostFuzzer:
 
     cdef void text(self) noexcept nogil:
         self.begin(OP_TEXT_REQUEST, FLAG_FINAL)
+        if self.text_ttt != TAG_NONE and chance(&self.dice, 900):
+            self.number(chance(&self.dice, 200))
+            put_be32(self.bhs + 16, self.text_itt)
+            put_be32(self.bhs + 20, self.text_ttt)
+            self.text_ttt = TAG_NONE
+            return
         put_be32(self.bhs + 20, TAG_NONE if chance(&self.dice, 900) else <uint32_t>below(&self.dice, 8))
-        if chance(&self.dice, 100):
-            self.bhs[1] = <uint8_t>(below(&self.dice, 4) << 6)
+        if chance(&self.dice, 200):
+            self.bhs[1] = 0x40 if chance(&self.dice, 600) else <uint8_t>(below(&self.dice, 4) << 6)
         if chance(&self.dice, 700):
             memcpy(self.data, b"SendTargets=", 12)
             self.data[12] = 0
@@ -485,7 +492,7 @@ cdef class HostFuzzer:
             self.data_out()
         elif kind < 92:
             self.ping()
-        elif kind < 94:
+        elif kind < 94 or (self.text_ttt != TAG_NONE and kind < 96):
             self.text()
         elif self.mood & MOOD_MANAGE:
             self.manage()
@@ -579,6 +586,8 @@ cdef class HostFuzzer:
             return -7
         if opcode == OP_R2T:
             return self.asked(pdu, itt, total)
+        if opcode == OP_TEXT_RESPONSE:
+            self.text_itt, self.text_ttt = itt, get_be32(pdu + 20)
         return <int>total
 
     cdef int asked(self, const uint8_t* pdu, uint32_t itt, uint32_t total) noexcept nogil:
