@@ -181,6 +181,27 @@ def test_a_bad_data_digest_begins_the_session_anew() -> None:
         task.itt, 0, b"x" * 1024, status=0, break_data_digest=True))[0] == E_DIGEST
 
 
+def test_a_bad_header_digest_begins_the_session_anew() -> None:
+    world = World(Negotiated(header_digest=True))
+    world.attach()
+
+    def once(task: Task) -> bool:
+        world.target.on_command = None
+        world.target.negotiated.header_digest = False       # the PDU goes out without; four bytes of our own follow
+        world.target.send(bytes(world.target.header(0x21, 0x80, task.itt)))
+        world.target.negotiated.header_digest = True
+        return True
+
+    world.target.on_command = once
+    ticket = world.store.submit_read(0, 1024)
+    world.turn(5)
+    world.target.sock.send(b"\0\0\0\0")
+    world.until(lambda: bool(world.lost()))
+    assert world.lost()[0][0] == E_DIGEST and ticket not in world.answers
+    world.attach()
+    assert world.status(ticket) == 0
+
+
 def test_a_reject_without_header(world: World) -> None:
     assert harm(world, lambda task: world.target.send(world.target.header(0x3F, 0x80), b"short"))[0] == E_PROTOCOL
 

@@ -328,6 +328,42 @@ def test_a_rejected_command_ends(world: World) -> None:
     assert world.lost() == []
 
 
+def test_a_command_whose_data_was_spoilt_on_the_way_is_sent_again(world: World) -> None:
+    tries = []
+
+    def spoilt_once(task: Task) -> bool:
+        tries.append(task.cdb)
+        if len(tries) == 1:
+            reject(world, task, 2)
+        return len(tries) == 1
+
+    world.target.on_command = spoilt_once
+    assert world.status(world.store.submit_write(0, b"x" * 512)) == 0
+    assert len(tries) == 2 and world.target.image[:512] == b"x" * 512 and world.lost() == []
+
+
+def test_a_target_that_never_gets_data_whole_is_no_endless_loop() -> None:
+    world = World(retries_max=3)
+    world.attach()
+    tries = []
+    world.target.on_command = lambda task: tries.append(reject(world, task, 2)) or True
+    assert world.status(world.store.submit_write(0, b"x" * 512)) == E_IO
+    assert len(tries) == 4
+
+
+@pytest.mark.parametrize("event", [6, 127, 248, 255])
+def test_async_events_that_nobody_knows_change_nothing(world: World, event: int) -> None:
+    world.target.async_message(event, 1, 2, 3)
+    assert world.status(world.store.submit_read(0, 512)) == 0
+    assert world.lost() == [] and (ASYNC, (event, 1, 2, 3, 0, 0, 0, 0), None) in world.events
+
+
+def test_async_renegotiation_is_answered_by_a_logout(world: World) -> None:
+    world.target.async_message(4, 0, 0, 10)
+    world.until(lambda: bool(world.lost()))
+    assert opcodes(world)[-1] == 6 and world.lost()[0][:2] == (E_CLOSED, 4)
+
+
 def test_a_command_rejected_for_a_logout_waits_for_the_next_session(world: World) -> None:
     world.target.on_command = lambda task: reject(world, task, 0x0C) or True
     ticket = world.store.submit_read(0, 512)

@@ -262,6 +262,8 @@ cdef int reject(Initiator* initiator, PduRx* rx) noexcept nogil:
     if rx.header[2] == REJECT_WAITING_FOR_LOGOUT:
         leave(initiator, True)
         task_failed(initiator, task, AGAIN)
+    elif rx.header[2] == REJECT_DATA_DIGEST:
+        task_failed(initiator, task, AGAIN)     # its immediate data was spoilt on the way
     else:
         task_failed(initiator, task, E_PROTOCOL)
     return OK
