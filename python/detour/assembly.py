@@ -218,7 +218,7 @@ def make_groups(runtime: Runtime, listener: Listener, config: Config, gateway: A
         iqn = section.target_name.lower()
         if iqn not in groups:
             reactor = runtime.next_reactor()
-            handle = TargetHandle(reactor, runtime.new_id())
+            handle = TargetHandle(reactor, runtime.new_id(), **config.gateway.limits.target.options())
             auth = section.auth.chap() if section.auth is not None else None
             access = (section.access or config.gateway.access).rules
             entry = listener.add_target(TargetEntry(iqn, handle, auth, accepting=False, access=access))

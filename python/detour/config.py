@@ -19,9 +19,11 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from detour import limits
 from detour.config_auth import AccessSection, AuthSection, LoginSection, log_in
 from detour.config_fields import Location, Section, list_of, reader, text_of
+from detour.config_limits import LimitsSection
 from detour.errors import ConfigError, UsageError
 from detour.gate import Window
 from detour.iscsi.keys import valid_name
+from detour.limits import REACTORS_MAX
 from detour.urls import (
     FileUrl,
     IscsiUrl,
@@ -111,7 +113,8 @@ class JournalSection(Section):
 
 class GatewaySection(Section):
     """[gateway]: listen, advertise are "host:port"; state is a folder; api "unix:/path" or "http://127.0.0.1:PORT".
-    access: for volumes without one of their own. discovery-auth: CHAP for discovery sessions."""
+    access: for volumes without one of their own. discovery-auth: CHAP for discovery sessions. limits: what hosts may
+    ask of the gateway (config_limits.py)."""
 
     listen: Annotated[list[Endpoint], BeforeValidator(list_of), Field(min_length=1)] = Field(
         default_factory=lambda: ["0.0.0.0:3260"])
@@ -119,10 +122,11 @@ class GatewaySection(Section):
     state: Location = Path("/var/lib/detour")
     api: Annotated[list[Annotated[str, reader(_api)]], BeforeValidator(list_of)] = Field(
         default_factory=lambda: ["unix:/run/detour/api.sock"])
-    reactors: Annotated[int, Field(ge=1, le=limits.REACTORS_MAX)] = 1
+    reactors: Annotated[int, Field(ge=1, le=REACTORS_MAX)] = 1
     buffers: Size = 256 * 2**20
     access: AccessSection = AccessSection()
     discovery_auth: AuthSection | None = None
+    limits: LimitsSection = LimitsSection()
     log: Annotated[LogSection, BeforeValidator(lambda v: {"level": v} if isinstance(v, str) else v)] = LogSection()
 
 

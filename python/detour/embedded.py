@@ -38,6 +38,7 @@ from detour.errors import DetourError, UsageError
 from detour.iscsi.access import ADMIT_ALL, Access
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.listener import Listener, SessionInfo, TargetEntry
+from detour.limits import TargetLimits
 from detour.reservations import ReservationKeeper, reservations_file
 from detour.runtime import Runtime
 from detour.stores import OpenStore, open_store
@@ -94,11 +95,12 @@ class EmbeddedTarget:
     """One target name on one reactor. Several may share a listener: then its portals lead to all of them."""
 
     def __init__(self, runtime: Runtime, iqn: str, *, auth: ChapAuth | None = None,
-                 access: Access = ADMIT_ALL, listener: Listener | None = None) -> None:
+                 access: Access = ADMIT_ALL, listener: Listener | None = None,
+                 limits: TargetLimits | None = None) -> None:
         self.runtime = runtime
         self.reactor = runtime.next_reactor()
         self.listener = listener or Listener(runtime)
-        self.handle = TargetHandle(self.reactor, runtime.new_id())
+        self.handle = TargetHandle(self.reactor, runtime.new_id(), **(limits or TargetLimits()).options())
         self.entry = self.listener.add_target(TargetEntry(iqn=iqn, handle=self.handle, auth=auth, access=access))
         self.stores: dict[int, OpenStore] = {}
         self.disks: dict[int, DiskHandle] = {}

@@ -50,7 +50,8 @@ class Gateway:
         check_served(config)
         self.runtime = Runtime(config.gateway.reactors, config.gateway.buffers)
         discovery = config.gateway.discovery_auth
-        self.listener = Listener(self.runtime, discovery_auth=discovery.chap() if discovery else None)
+        self.listener = Listener(self.runtime, limits=config.gateway.limits.login,
+                                 discovery_auth=discovery.chap() if discovery else None)
         self.catalog = Catalog(config.gateway.state / "backups")
         self.runs: OrderedDict[str, DetourRun] = OrderedDict()
         self.portals: list[tuple[str, int]] = []

@@ -5,7 +5,7 @@ of the data path come from the configuration and are checked against them.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from detour.errors import UsageError
 
@@ -30,7 +30,7 @@ class LoginLimits:
     whoever has the most gives way (admission.py). login_seconds: from accept to full feature phase, however the time is
     used, below open-iscsi's 15 s. discovery_seconds: silence in a discovery session; discovery_life_seconds: such a
     session in all. drop_seconds: how long a login waits for the tasks of the session that it replaces. text_bytes_max:
-    keys of one exchange.
+    keys of one exchange. queue_depth: commands that a host may have open; its targets have the same.
     """
 
     sessions_max: int = 256
@@ -43,6 +43,7 @@ class LoginLimits:
     discovery_life_seconds: float = 600.0
     drop_seconds: float = 8.0
     text_bytes_max: int = 65536
+    queue_depth: int = 128
 
     def __post_init__(self) -> None:
         if not (1 <= self.sessions_max <= 65535 and 1 <= self.logins_max <= 4096):
@@ -55,6 +56,25 @@ class LoginLimits:
             raise UsageError("drop_seconds must be shorter than login_seconds")
         if not 0 < self.discovery_seconds <= self.discovery_life_seconds:
             raise UsageError("discovery_seconds must be above 0 and not above discovery_life_seconds")
+
+
+@dataclass(frozen=True)
+class TargetLimits:
+    """What one target allows each of its sessions: the options of TargetHandle (core/target.pyx).
+
+    queue_depth_max: commands open. nop_interval_ms: silence until the host is asked (0: never). nop_timeout_ms: time
+    without a whole PDU after which it is closed. stall_timeout_ms: time in which a host takes none of its answers, or
+    sends none of the data that it owes, after which it is closed (0: never). session_bytes_max: memory for its data.
+    """
+
+    queue_depth_max: int = 128
+    nop_interval_ms: int = 10_000
+    nop_timeout_ms: int = 30_000
+    stall_timeout_ms: int = 30_000
+    session_bytes_max: int = 64 * 2**20
+
+    def options(self) -> dict[str, int]:
+        return asdict(self)
 
 
 def check_buffers(buffer_bytes: int, volumes: int, queue_depth: int, burst_bytes: int) -> None:

@@ -1,6 +1,6 @@
 """Hosts that send a byte a second, open a thousand connections, or never read: what they cost, and that others go on.
 
-Real sockets, a running reactor. A good host writes and reads back all the time; it must get every answer, and afterwards
+Real sockets, a running reactor. A good host writes and reads back all the time; it must get every answer, and after it
 nothing of the hostile ones is left: no connection, no descriptor, no buffer.
 """
 from __future__ import annotations

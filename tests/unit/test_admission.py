@@ -24,7 +24,8 @@ def test_an_address_has_a_bound_of_its_own():
 
 @pytest.mark.parametrize(("one", "other", "same"), [
     ("2001:db8::1", "2001:db8::ffff", True), ("2001:db8::1", "2001:db8:0:1::1", False),
-    ("192.0.2.1", "192.0.2.2", False), ("::ffff:192.0.2.1", "192.0.2.1", True), ("fe80::1%eth0", "fe80::2%eth0", True), ("", "", True)])
+    ("192.0.2.1", "192.0.2.2", False), ("::ffff:192.0.2.1", "192.0.2.1", True),
+    ("fe80::1%eth0", "fe80::2%eth0", True), ("", "", True)])
 def test_what_an_address_counts_as(one, other, same):
     assert (origin_of(one) == origin_of(other)) == same
 

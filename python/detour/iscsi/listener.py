@@ -106,8 +106,9 @@ class Listener:
     def __init__(self, runtime: Runtime, *, wishes: Wishes | None = None, limits: LoginLimits | None = None,
                  advertise: str | None = None, discovery_auth: ChapAuth | None = None) -> None:
         self._runtime = runtime
-        self._wishes = wishes or Wishes(header_digest=DIGESTS, data_digest=DIGESTS)
         self._limits = limits or LoginLimits()
+        self._wishes = wishes or Wishes(header_digest=DIGESTS, data_digest=DIGESTS,
+                                        queue_depth=self._limits.queue_depth)
         self._told_portals: tuple[str, ...] = (advertise,) if advertise else ()
         self._discovery_auth = discovery_auth
         _warn_of_weak(discovery_auth, "discovery")
