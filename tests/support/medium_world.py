@@ -26,6 +26,7 @@ class MediumWorld:
     reactor: Reactor
     block_bytes = BLOCK
     blocks = BLOCKS
+    atomic_blocks_max = 0
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -83,6 +84,8 @@ class MediumWorld:
 
 
 class DiskMedium(MediumWorld):
+    atomic_blocks_max = (1 << 20) // BLOCK
+
     def build(self) -> None:
         self.reactor = Reactor(buffer_bytes=64 << 20)
         self.store = FaultStoreHandle(self.reactor, BLOCKS * BLOCK, BLOCK)
@@ -101,6 +104,8 @@ class DiskMedium(MediumWorld):
 class VolumeMedium(MediumWorld):
     """In phase COPYING; half of the blocks lie in the overlay already."""
 
+    atomic_blocks_max = 128
+
     def build(self) -> None:
         self.world = VolumeWorld(chunks=3, journal_bytes=8 << 20)
         self.reactor = self.world.reactor
@@ -113,7 +118,7 @@ class VolumeMedium(MediumWorld):
             self.world.settle()
             assert self.world.driver.take(number) == (0, None)
         self.world.command(self.world.volume.set_limits(
-            compare_blocks_max=255, atomic_blocks_max=128, unmap_blocks_max=4096, unmap_descriptors_max=16))
+            compare_blocks_max=255, atomic_blocks_max=self.atomic_blocks_max, unmap_blocks_max=4096, unmap_descriptors_max=16))
         self.world.command(self.world.volume.set_offered({0x48: 0xFFFFFFFF}, naa=NAA))
 
     def device(self) -> DiskHandle:

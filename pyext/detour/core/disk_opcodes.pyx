@@ -15,6 +15,7 @@ cdef enum:
 cdef enum Offer:                # when a row is offered
     OFFER_ALWAYS = 0
     OFFER_THIN = 1              # the disk is thin provisioned
+    OFFER_THICK = 4             # it is not
     OFFER_COMPARE = 2           # DeviceLimits.compare_blocks_max is given
     OFFER_ATOMIC = 3            # DeviceLimits.atomic_blocks_max is given
 
@@ -71,12 +72,9 @@ cdef int add_blocks() except -1:
                   "b7 1f ff ff ff ff ff ff ff ff 00 04"):                                     # READ DEFECT DATA(12)
         add(usage)
     add("42 00 00 00 00 00 00 ff ff 04", -1, OFFER_THIN)                                      # UNMAP
-    add("48 a0 00 00 00 00 00 ff ff 04", 0x01)                                                # SANITIZE: OVERWRITE
-    add("48 a0 00 00 00 00 00 ff ff 04", 0x02, OFFER_THIN)                                    # BLOCK ERASE
-    add("48 a0 00 00 00 00 00 ff ff 04", 0x1F)                                                # EXIT FAILURE MODE
     add("89 f8 ff ff ff ff ff ff ff ff 00 00 00 ff 00 04", -1, OFFER_COMPARE)                 # COMPARE AND WRITE
     add("9c f8 ff ff ff ff ff ff ff ff ff ff ff ff 00 04", -1, OFFER_ATOMIC)                  # WRITE ATOMIC(16)
-    add("48 a0 00 00 00 00 00 ff ff 04", 0x01)                                                # SANITIZE: OVERWRITE
+    add("48 a0 00 00 00 00 00 ff ff 04", 0x01, OFFER_THICK)                                   # SANITIZE: OVERWRITE
     add("48 a0 00 00 00 00 00 ff ff 04", 0x02, OFFER_THIN)                                    # BLOCK ERASE
     add("48 a0 00 00 00 00 00 ff ff 04", 0x1F)                                                # EXIT FAILURE MODE
     add("9e 00 ff ff ff ff ff ff ff ff ff ff ff ff 01 04", 0x10)                              # READ CAPACITY(16)
@@ -87,7 +85,6 @@ cdef int add_blocks() except -1:
 cdef int add_primary() except -1:
     # SPC-4
     cdef str usage
-    cdef int action
     for usage in ("00 00 00 00 00 04", "03 01 00 00 ff 04",                                   # TEST UNIT READY, REQUEST SENSE
                   "12 01 ff ff ff 04",                                                        # INQUIRY
                   "16 00 00 00 00 04", "17 00 00 00 00 04",                                   # RESERVE, RELEASE (6)
@@ -108,9 +105,6 @@ cdef int add_primary() except -1:
     add("84 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 04", 0x00)      # RECEIVE COPY STATUS(LID1)
     add("84 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 04", 0x03)      # RECEIVE COPY OPERATING PARAMETERS
     add("84 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 04", 0x04)      # RECEIVE COPY FAILURE DETAILS(LID1)
-    add("83 00 00 00 00 00 00 00 00 00 ff ff ff ff 00 04", 0x00)      # EXTENDED COPY(LID1)
-    for action in (0x00, 0x03, 0x04):                                 # RECEIVE COPY STATUS, PARAMETERS, FAILED DETAILS
-        add("84 00 ff 00 00 00 00 00 00 00 ff ff ff ff 00 04", action)
     add("a3 00 87 ff ff ff ff ff ff ff 00 04", 0x0C)                  # REPORT SUPPORTED OPERATION CODES
     add("a3 00 80 00 00 00 ff ff ff ff 00 04", 0x0D)                  # REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS
     return 0
@@ -140,6 +134,8 @@ add_reservations()
 cdef bint row_offered(const DiskView* view, const Row* row) noexcept nogil:
     if row.offer == OFFER_THIN:
         return view.identity.thin
+    if row.offer == OFFER_THICK:
+        return not view.identity.thin
     if row.offer == OFFER_COMPARE:
         return view.device.limits.compare_blocks_max != 0
     if row.offer == OFFER_ATOMIC:

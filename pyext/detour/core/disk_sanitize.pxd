@@ -11,7 +11,7 @@ ctypedef void (*sanitize_answer_fn)(Device* device, Request* request) noexcept n
 cdef struct Sanitizer:          # first: set up by sanitize_init
     Device* device
     Store* store
-    bint thin                   # BLOCK ERASE is offered
+    bint thin                   # BLOCK ERASE is offered, else OVERWRITE
     sanitize_answer_fn answer   # ends a COMMAND, later in this turn
     Request* const* delayed     # head of the writes that the disk still holds back
     # the operation
@@ -24,7 +24,6 @@ cdef struct Sanitizer:          # first: set up by sanitize_init
     uint8_t passes_left
     uint8_t passes
     uint64_t at_bytes
-    ns_t begun_ns
     uint8_t* pattern            # SANITIZE_STEP_BYTES of it, malloc
     Request* request            # to be answered at its end, or NULL
     Command* close_command

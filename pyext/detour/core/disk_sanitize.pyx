@@ -5,6 +5,7 @@
 # that nothing old lands behind an overwritten block. What is not aborted by task management goes on: resets, aborts and
 # closed sessions end the wait for its answer, not the operation. A restart of the process ends it, and what it had not
 # reached is as it was.
+# A thin disk is erased, which frees its blocks; overwriting would take all of them. A thick one is overwritten.
 # Cost: one Io at a time, so that other disks on the loop do not starve.
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
@@ -23,10 +24,6 @@ cdef enum:
     ERASE_STEP_BYTES = 67108864
     IDLE_RETRY_NS = 1000000
     PARAMETER_HEADER_BYTES = 4
-
-cdef ns_t OVERWRITE_NS_MIN = 8000000000
-# An overwrite is spread over that time at least: it shall take of a store that it shares no more than it needs, and a
-# host that looks for it in the first seconds finds it under way, as with any real disk.
 
 
 cdef void sanitize_init(Sanitizer* sanitizer, Device* device, Store* store, bint thin, sanitize_answer_fn answer,
@@ -48,7 +45,7 @@ cdef uint32_t check_cdb(const Sanitizer* sanitizer, const uint8_t* cdb, uint8_t 
     cdef uint16_t length_bytes = get_be16(cdb + 7)
     if cdb[1] & 0x40 or (cdb[2] | cdb[3] | cdb[4] | cdb[5] | cdb[6]) != 0:
         return SENSE_INVALID_FIELD_IN_CDB
-    if action == ACTION_OVERWRITE:
+    if action == ACTION_OVERWRITE and not sanitizer.thin:
         if length_bytes <= PARAMETER_HEADER_BYTES or length_bytes > block_bytes + PARAMETER_HEADER_BYTES:
             return SENSE_INVALID_FIELD_IN_CDB
     elif (action != ACTION_EXIT_FAILURE_MODE and (action != ACTION_BLOCK_ERASE or not sanitizer.thin)) \
@@ -114,7 +111,6 @@ cdef void sanitize_begin(Sanitizer* sanitizer, Request* request, const uint8_t* 
     sanitizer.flushing = False
     sanitizer.passes_left = sanitizer.passes
     sanitizer.at_bytes = 0
-    sanitizer.begun_ns = sanitizer.device.loop.now_ns
     sanitizer.device.sanitize_progress = 0
     if request.command.immed:
         sanitizer.answer(sanitizer.device, request)
@@ -158,15 +154,6 @@ cdef double done_part(const Sanitizer* sanitizer) noexcept nogil:
     return done_bytes / (size_bytes * sanitizer.passes)
 
 
-cdef ns_t pause_ns(const Sanitizer* sanitizer) noexcept nogil:
-    # How much too early an overwrite is.
-    cdef ns_t due_ns
-    if sanitizer.erasing:
-        return 0
-    due_ns = sanitizer.begun_ns + <ns_t>(done_part(sanitizer) * <double>OVERWRITE_NS_MIN)
-    return due_ns - sanitizer.device.loop.now_ns
-
-
 cdef void step(Sanitizer* sanitizer) noexcept nogil:
     cdef Io* io = &sanitizer.io
     cdef uint64_t rest_bytes = sanitizer.store.size_bytes - sanitizer.at_bytes
@@ -188,7 +175,6 @@ cdef void step(Sanitizer* sanitizer) noexcept nogil:
 
 cdef void on_step(Io* io) noexcept nogil:
     cdef Sanitizer* sanitizer = <Sanitizer*>io.owner
-    cdef ns_t wait_ns
     sanitizer.io_open = False
     if io.status < 0 or sanitizer.close_command != NULL:
         end(sanitizer, io.status)
@@ -204,8 +190,7 @@ cdef void on_step(Io* io) noexcept nogil:
     else:
         sanitizer.at_bytes += io.length_bytes
     sanitizer.device.sanitize_progress = <uint16_t>(done_part(sanitizer) * 65535)
-    wait_ns = pause_ns(sanitizer)
-    loop_timer(sanitizer.device.loop, &sanitizer.timer, wait_ns if wait_ns > 0 else 0)
+    step(sanitizer)
 
 
 cdef void invert(Sanitizer* sanitizer) noexcept nogil:
