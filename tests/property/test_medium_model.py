@@ -28,8 +28,8 @@ FILLS = st.sampled_from((0, 1, 0x80, 0xA5, 0xFF))
 PLACES = st.one_of(st.integers(0, 64), st.integers(0, BLOCKS - 1), st.integers(BLOCKS - 3, BLOCKS))
 LENGTHS = st.one_of(st.integers(1, 20), st.just(300))
 COMMANDS = st.lists(st.tuples(
-    st.sampled_from(("write", "same", "same-unmap", "same-nothing", "unmap", "compare", "compare-wrong", "orwrite", "atomic",
-                     "verify", "verify-wrong", "verify-same", "copy", "read", "flush", "prefetch")),
+    st.sampled_from(("write", "same", "same-unmap", "same-nothing", "unmap", "compare", "compare-wrong", "orwrite",
+                     "atomic", "verify", "verify-wrong", "verify-same", "copy", "read", "flush", "prefetch")),
     PLACES, LENGTHS, FILLS, st.integers(0, BLOCKS - 1), st.sampled_from(WRITES)), min_size=1, max_size=14)
 
 

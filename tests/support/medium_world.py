@@ -118,7 +118,8 @@ class VolumeMedium(MediumWorld):
             self.world.settle()
             assert self.world.driver.take(number) == (0, None)
         self.world.command(self.world.volume.set_limits(
-            compare_blocks_max=255, atomic_blocks_max=self.atomic_blocks_max, unmap_blocks_max=4096, unmap_descriptors_max=16))
+            compare_blocks_max=255, atomic_blocks_max=self.atomic_blocks_max, unmap_blocks_max=4096,
+            unmap_descriptors_max=16))
         self.world.command(self.world.volume.set_offered({0x48: 0xFFFFFFFF}, naa=NAA))
 
     def device(self) -> DiskHandle:
