@@ -15,6 +15,7 @@ from tests.support.pdu_client import NONE, NOP_IN, R2T, RESPONSE, Host, World, c
 BLOCK = 512
 SLOT_BLOCKS = 4096          # 2 MiB: up to two parts at the device
 SLOTS = 8
+ATTRIBUTES = (1, 1, 1, 0, 2, 3)     # simple, untagged, ordered, head of queue
 SIZES = (1, 3, 100, 512, 2048, 2049, 4000)
 
 
@@ -34,7 +35,8 @@ class Writer:
         slot = self.rng.choice(free)
         data = self.rng.randbytes(self.rng.choice(SIZES) * BLOCK)
         before = len(self.host.out)
-        tag = self.host.send_command_out(cdb_rw(0x8A, slot * SLOT_BLOCKS, len(data) // BLOCK), data)
+        tag = self.host.send_command_out(cdb_rw(0x8A, slot * SLOT_BLOCKS, len(data) // BLOCK), data,
+                                         attribute=self.rng.choice(ATTRIBUTES))
         self.queue.append(bytes(self.host.out[before:]))
         del self.host.out[before:]
         self.open[tag] = (slot, data)
@@ -82,7 +84,8 @@ def check_frozen(world, model):
 @pytest.mark.parametrize("seed", range(24))
 def test_writes_meet_drains(seed):
     rng = random.Random(seed)
-    world = World(size_bytes=SLOTS * SLOT_BLOCKS * BLOCK, buffer_bytes=rng.choice((4, 64)) << 20)
+    world = World(size_bytes=SLOTS * SLOT_BLOCKS * BLOCK, buffer_bytes=rng.choice((4, 64)) << 20,
+                  target={"session_bytes_max": rng.choice((1, 64)) << 20})
     model = [bytes(SLOT_BLOCKS * BLOCK)] * SLOTS
     writers = [Writer(world, rng, number) for number in range(2)]
     drained = None

@@ -268,9 +268,9 @@ class Host:
         return itt
 
     def begin(self, cdb: bytes, *, flags: int = 0, edtl: int = 0, data: bytes = b"", final: bool = True,
-              **more: Any) -> int:
+              attribute: int = 1, **more: Any) -> int:
         """Sends a SCSI Command PDU with `data` as immediate data."""
-        return self.request(COMMAND, (FINAL if final else 0) | flags | 1, w20=edtl, tail=cdb, data=data, **more)
+        return self.request(COMMAND, (FINAL if final else 0) | flags | attribute, w20=edtl, tail=cdb, data=data, **more)
 
     def data_out(self, itt: int, data: bytes, offset: int, data_sn: int, *, ttt: int = NONE, final: bool = False,
                  spoil_data: bool = False) -> None:

@@ -19,7 +19,7 @@ from libc.string cimport memcpy, memset
 from detour.core.conn cimport ConnParams, conn_close
 from detour.core.device cimport NEXUS_LOGIN, NEXUS_LOGOUT, Device
 from detour.core.iscsi cimport ASYNC_DROP_SESSION
-from detour.core.reactor cimport Command, command_done, loop_timer, loop_undefer
+from detour.core.reactor cimport Command, command_done, loop_defer, loop_timer, loop_undefer
 from detour.core.session cimport *
 from detour.core.session_text cimport text_answer, text_reject
 from detour.core.stats cimport stats_view
@@ -120,7 +120,7 @@ cdef bint in_use(Target* target, const Device* device) noexcept nogil:
     while session != NULL:
         task = session.tasks
         while task != NULL:
-            if task.device == device:
+            if task.device == device or task.copy != NULL:      # a copy may be at any device
                 return True
             task = task.next
         session = session.next
@@ -221,7 +221,11 @@ cdef bint try_drain(Target* target) noexcept nogil:
 
 cdef void do_drain(Command* command) noexcept nogil:
     cdef Target* target = <Target*>command.owner
+    cdef Session* session = target.sessions
     target.dropping = True
+    while session != NULL:
+        loop_defer(target.loop, &session.memory_work)
+        session = session.next
     park_all(target, False)
     chain(&target.drain_commands, command)
     want_sweep(target)

@@ -314,6 +314,8 @@ cdef void part_release(Part* part) noexcept nogil
 # its data have come. A session may have one piece always, more while it holds less than session_bytes_max and than
 # a quarter of what is free in the loop's pool: however many hosts hold all they can get, some is left for the next one.
 cdef bint memory_for(const Session* session, uint64_t bytes) noexcept nogil
+cdef inline bint memory_queued(const Session* session) noexcept nogil:         # others wait; nobody in a drain
+    return session.memory_head != NULL and not session.target.dropping
 cdef void memory_take(Session* session, uint64_t bytes) noexcept nogil
 cdef void memory_give(Session* session, uint64_t bytes) noexcept nogil
 cdef void memory_wait(Task* task, uint64_t bytes, task_fn ready) noexcept nogil  # ready() when there is room; FIFO

@@ -93,8 +93,8 @@ cdef bint memory_for(const Session* session, uint64_t bytes) noexcept nogil:
     cdef const BufferPool* pool = &session.target.loop.buffers
     cdef uint64_t allowed_bytes = session.target.session_bytes_max
     cdef uint64_t free_bytes = 0
-    if session.memory_bytes == 0:
-        return True
+    if session.memory_bytes == 0 or session.target.dropping:
+        return True                     # a drain waits for what is begun, and nothing else comes to begin
     if pool.limit_bytes > pool.taken_bytes:
         free_bytes = pool.limit_bytes - pool.taken_bytes
     if allowed_bytes > free_bytes // 4:

@@ -92,6 +92,8 @@ cdef void part_failed(Part* part, bint writing) noexcept nogil:
         task_fail(task, scsi_sense_of(request.status, writing))
         if request.error_lba_known:
             task_inform(task, request.error_lba)
+        elif request.blocks == 1 and (request.status == E_IO or request.status == E_CORRUPT):
+            task_inform(task, request.lba)
     part_release(part)
 
 
@@ -120,7 +122,7 @@ cdef void issue(Task* task) noexcept nogil:
         length_bytes = next_part_bytes(task)
         if part.state != PART_IDLE or length_bytes == 0 or task.failed or task.memory_ready != NULL:
             continue
-        if session.memory_head != NULL or not memory_for(session, length_bytes):
+        if memory_queued(session) or not memory_for(session, length_bytes):
             memory_wait(task, length_bytes, issue_one)
             return
         issue_part(part, length_bytes)

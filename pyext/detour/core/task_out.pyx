@@ -191,7 +191,7 @@ cdef bint take_place_memory(Task* task) noexcept nogil:
         return True                     # of its last place
     if task.memory_ready != NULL:
         return False
-    if session.memory_head != NULL or not memory_for(session, bytes):
+    if memory_queued(session) or not memory_for(session, bytes):
         memory_wait(task, bytes, place_memory_ready)
         return False
     claim(task, bytes)
