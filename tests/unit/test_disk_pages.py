@@ -148,11 +148,11 @@ def test_the_allocation_length_cuts_and_changes_nothing_else(host, length):
         assert inquiry(host, page, length).data == whole[:length]
 
 
-@pytest.mark.parametrize("block_bytes", [512, 1024, 4096, 8192])
-def test_long_capacity(block_bytes):
-    with session(block_bytes=block_bytes) as host:
+@pytest.mark.parametrize("block_bytes, physical_bytes, exponent",
+                         [(512, 0, 0), (512, 512, 0), (512, 4096, 3), (1024, 4096, 2), (4096, 0, 0), (4096, 4096, 0)])
+def test_long_capacity(block_bytes, physical_bytes, exponent):
+    with session(block_bytes=block_bytes, physical_bytes=physical_bytes) as host:
         data = host.command(struct.pack(">BBQIBB", 0x9E, 0x10, 0, 64, 0, 0), 64).data
-    exponent = {512: 3, 1024: 2}.get(block_bytes, 0)                            # of a physical block of 4 KiB
     assert data == struct.pack(">QIBBBB", (4 << 20) // block_bytes - 1, block_bytes, 0, exponent, 0xC0, 0) + bytes(16)
 
 
@@ -450,7 +450,6 @@ USAGE = {                                               # as SPC-4 and SBC-3 nam
     "READ DEFECT DATA(10)": "37 00 1f 00 00 00 00 ff ff 04",
     "WRITE SAME(10)": f"41 f8 {LBA_10} 00 ff ff 04",
     "UNMAP": "42 00 00 00 00 00 00 ff ff 04",
-    "SANITIZE OVERWRITE": "48 a1 00 00 00 00 00 ff ff 04",
     "SANITIZE BLOCK ERASE": "48 a2 00 00 00 00 00 ff ff 04",
     "SANITIZE EXIT FAILURE MODE": "48 bf 00 00 00 00 00 ff ff 04",
     "LOG SELECT": "4c 03 ff ff 00 00 00 ff ff 04",
@@ -512,8 +511,17 @@ def test_the_commands_and_what_is_looked_at_in_them(host):
     assert {key[0] for key in listed(host)} - {key[0] for key in told} == RESERVE_RELEASE
 
 
-@pytest.mark.parametrize("disk, missing", [({"thin": False}, {(0x42, None), (0x48, 2)}), ({"removable": True}, set()),
-                                           ({"read_only": True}, set())])
-def test_what_a_disk_lacks_is_not_told(host, disk, missing):
+OVERWRITE = "48 a1 00 00 00 00 00 ff ff 04"
+
+
+def test_what_a_thick_disk_lacks_is_not_told(host):
+    with session(thin=False) as thick:
+        assert listed(host).keys() - listed(thick).keys() == {(0x42, None), (0x48, 2)}      # UNMAP, BLOCK ERASE
+        assert listed(thick).keys() - listed(host).keys() == {(0x48, 1)}
+        assert report(thick, 2, 0x48, 1)[4:] == bytes.fromhex(OVERWRITE)
+
+
+@pytest.mark.parametrize("disk", [{"removable": True}, {"read_only": True}])
+def test_other_disks_have_the_same_commands(host, disk):
     with session(**disk) as other:
-        assert listed(host).keys() - listed(other).keys() == missing
+        assert listed(host) == listed(other)
