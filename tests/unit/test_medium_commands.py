@@ -94,7 +94,7 @@ def test_what_a_device_does_not_offer(volume):
     assert host.read(0, 1).status == 0
 
 
-def test_a_file_promises_no_atomic_writes(tmp_path):
+def test_a_store_that_may_keep_a_part_promises_no_atomic_writes():
     world = DiskMedium(0)
     disk = DiskHandle(world.reactor, world.store, serial="file")
     assert world.ask(world.target.set_lun(1, disk)) == 0
@@ -110,7 +110,10 @@ def test_where_the_medium_failed_is_told_when_it_is_known():
     host = Host(world)
     world.store.fail_next(0)
     result = host.read(10, 1)
-    assert result.sense == 0x031100
+    assert (result.sense, struct.unpack_from(">BxxI", result.pdus[-1].data, 2)) == (0x031100, (0xF0, 10))
+    world.store.fail_next(0)
+    result = host.read(10, 2)
+    assert (result.sense, result.pdus[-1].data[2]) == (0x031100, 0x70), "which of both it was is not known"
     world.close()
 
 
@@ -228,6 +231,20 @@ def test_a_reservation_keeps_a_copy_away(disks):
     for segment in ((0, 1, 8, 0, 0, 0), (1, 0, 1, 0, 0, 0)):
         assert copy(host, listed(cscds(disks.disk, disks.large), segment)).status == CONFLICT
     assert copy(other, listed(cscds(disks.disk, disks.large), (0, 1, 8, 0, 0, 0))).status == 0
+
+
+def test_a_reservation_of_a_volume_keeps_a_copy_away(volume):
+    """The volume is not the unit that the command goes to: its reservation is asked for by itself."""
+    disk = DiskHandle(volume.reactor, MemoryStore(volume.reactor, BLOCKS * BLOCK), serial="beside")
+    assert volume.ask(volume.target.set_lun(1, disk)) == 0
+    host, other = Host(volume), Host(volume, isid=b"\0\2\x3d\0\0\2")
+    assert host.command(bytes(6), lun=1).sense == 0x062900
+    volume.world.command(volume.world.volume.set_offered({}, naa=NAA))
+    parameters = copy_parameters([NAA, disk.naa], [(1, 0, 8, 0, 40)])
+    cdb = struct.pack(">BB8xIxx", 0x83, 0, len(parameters))
+    assert host.finish(host.send_command_out(cdb, parameters, lun=1)).status == 0
+    assert other.command(b"\x16" + bytes(5)).status == 0
+    assert host.finish(host.send_command_out(cdb, parameters, lun=1)).status == CONFLICT
 
 
 def test_a_drain_ends_a_copy_between_two_steps():

@@ -81,10 +81,18 @@ cdef void count_read(Volume* volume, Request* request) noexcept nogil:
     volume.stats.read_bytes += request.data_bytes
 
 
+cdef inline void fail_at(Request* request, lba_t lba) noexcept nogil:
+    # The host is told the first block that cannot be read.
+    if not request.error_lba_known or lba < request.error_lba:
+        request.error_lba = lba
+        request.error_lba_known = True
+
+
 cdef void read_in_place(Volume* volume, Request* request, uint64_t slot) noexcept nogil:
     """The whole range lies in one entry: it is sent from its place in the ring, which stays until the release."""
     if journal_verify(volume.journal, slot) < 0:
         overlay_corrupt(volume, slot)
+        fail_at(request, request.lba)
         overlay_finish(volume, request, E_CORRUPT)
         return
     journal_pin(volume.journal, slot)
@@ -134,6 +142,7 @@ cdef void copy_from_journal(Volume* volume, Request* request, const Run* run, ui
         memset(to, 0, length)
     elif journal_verify(volume.journal, slot) < 0:
         overlay_corrupt(volume, slot)
+        fail_at(request, run.lba)
         request.first_error = E_CORRUPT
     else:
         memcpy(to, journal_data(volume.journal, slot, run.lba), length)

@@ -8,6 +8,7 @@ cdef int reserve_init(Volume* volume) noexcept nogil                         # O
 cdef void reserve_free(Volume* volume) noexcept nogil
 cdef uint32_t reserve_admit(Device* device, const void* nexus, const ScsiCommand* command,
                             uint8_t* scsi_status) noexcept nogil
+cdef bint reserve_conflicts(Device* device, const void* nexus, const ScsiCommand* command) noexcept nogil
 cdef void reserve_nexus_event(Device* device, const void* nexus, int event) noexcept nogil
 cdef bint reserve_takes(const Volume* volume, const Request* request) noexcept nogil    # a COMMAND that is executed here
 cdef void reserve_run(Volume* volume, Request* request) noexcept nogil       # it is begun, and counted as open

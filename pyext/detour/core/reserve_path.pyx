@@ -16,7 +16,7 @@ from detour.core.overlay cimport overlay_finish, overlay_queue, overlay_unqueue
 from detour.core.pool cimport pool_get, pool_wait
 from detour.core.reactor cimport EVENT_RESERVATIONS, Command, event_new, event_post
 from detour.core.registrants cimport RESERVATION_ANSWER_BYTES, ReservationState, put_full_status
-from detour.core.reservation cimport (ReservationAnswer, reservations_admit, reservations_command,
+from detour.core.reservation cimport (ReservationAnswer, reservations_admit, reservations_command, reservations_conflict,
                                       reservations_commit, reservations_event, reservations_free, reservations_init,
                                       reservations_load_status, reservations_own, reservations_revert)
 from detour.core.scsi cimport (SENSE_HARDWARE_FAILURE, STATUS_CHECK_CONDITION, STATUS_GOOD, scsi_lun_of,
@@ -40,6 +40,10 @@ cdef void reserve_free(Volume* volume) noexcept nogil:
 cdef uint32_t reserve_admit(Device* device, const void* nexus, const ScsiCommand* command,
                             uint8_t* scsi_status) noexcept nogil:
     return reservations_admit(&(<Volume*>device).reservations, nexus, command, scsi_status)
+
+
+cdef bint reserve_conflicts(Device* device, const void* nexus, const ScsiCommand* command) noexcept nogil:
+    return reservations_conflict(&(<Volume*>device).reservations, nexus, command)
 
 
 cdef void reserve_nexus_event(Device* device, const void* nexus, int event) noexcept nogil:

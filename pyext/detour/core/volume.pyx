@@ -24,7 +24,7 @@ from detour.core.pool cimport pool_put
 from detour.core.reactor cimport (Command, EVENT_COPY_DONE, Reactor, command_done, command_fn, event_new, event_post,
                                   loop_timer_stop)
 from detour.core.recovery cimport RecoveryReport, recovery_run
-from detour.core.reserve_path cimport reserve_admit, reserve_nexus_event
+from detour.core.reserve_path cimport reserve_admit, reserve_conflicts, reserve_nexus_event
 from detour.core.routing cimport (routing_abort_held, routing_begin_write, routing_free, routing_init,
                                   routing_resume_held, routing_submit, routing_tick)
 from detour.core.snapshot cimport snapshot_dirty_blocks
@@ -56,6 +56,7 @@ VOLUME_OPS.submit = volume_submit
 VOLUME_OPS.abort = write_abort
 VOLUME_OPS.release = volume_release
 VOLUME_OPS.admit = reserve_admit
+VOLUME_OPS.conflicts = reserve_conflicts
 VOLUME_OPS.nexus_event = reserve_nexus_event
 
 
