@@ -125,7 +125,7 @@ def test_supported_commands_agree_with_what_is_done(host):
         cdb = bytes([opcode, action if has_action else 0]) + bytes(cdb_bytes - 2)
         assert host.command(cdb, 255).sense != INVALID_OPCODE, hex(opcode)
         wrong = supported(host, 1 if has_action else 2, opcode, action)
-        assert wrong.sense == INVALID_FIELD
+        assert wrong.sense == INVALID_FIELD and wrong.pdus[-1].data[17:20] == b"\xc0\0\x02"
     known = {opcode for opcode, *_ in listed}
     for opcode in (0x04, 0x07, 0x3B, 0x3F, 0x7F, 0xC1):
         assert opcode not in known and supported(host, 3, opcode).data[1] & 7 == 1
