@@ -2,7 +2,7 @@
 
     GET    /v1/targets                        -> [{iqn, redirect: null | {address, except}, portals, luns, sessions}]
     GET    /v1/targets/{iqn}/sessions         -> [{id, initiator, isid, peer}]
-    PUT    /v1/targets/{iqn}/redirect            {"address": "host:port", "except": [sessions]}
+    PUT    /v1/targets/{iqn}/redirect            {"address": "host:port", "except": [sessions], "permanent": false}
     DELETE /v1/targets/{iqn}/redirect
     POST   /v1/targets/{iqn}/sessions/drop       {"except": [sessions]} -> {"dropped": n}
     GET    /healthz                           -> {"ok": true}
@@ -38,7 +38,9 @@ from detour.errors import DetourError, UsageError
 from detour.iscsi.access import ADMIT_ALL, Access
 from detour.iscsi.chap import ChapAuth
 from detour.iscsi.listener import Listener, SessionInfo, TargetEntry
+from detour.iscsi.login_target import Redirect as Moved
 from detour.limits import TargetLimits
+from detour.redo import redo_path_of
 from detour.reservations import ReservationKeeper, reservations_file
 from detour.runtime import Runtime
 from detour.stores import OpenStore, open_store
@@ -68,12 +70,14 @@ class Redirect:
 
     address: str
     excepted: Exceptions = field(default_factory=Exceptions)
+    permanent: bool = False
 
-    def __call__(self, initiator_name: str, peer_host: str, isid: bytes) -> str | None:
-        return None if self.excepted.cover(initiator_name, isid) else self.address
+    def __call__(self, initiator_name: str, peer_host: str, isid: bytes) -> Moved | None:
+        return None if self.excepted.cover(initiator_name, isid) else Moved(self.address, self.permanent)
 
     def document(self) -> dict[str, Any]:
-        return {"address": self.address, "except": self.excepted.document()}
+        told = {"address": self.address, "except": self.excepted.document()}
+        return {**told, "permanent": True} if self.permanent else told
 
 
 def serial_of(iqn: str, lun: int) -> str:
@@ -83,9 +87,12 @@ def serial_of(iqn: str, lun: int) -> str:
 
 def _file_options(url: str, options: DiskOptions) -> dict[str, Any]:
     """Files take writes into the page cache at once, as a disk takes them into its own cache."""
-    if not isinstance(parse_url(url), FileUrl):
+    parsed = parse_url(url)
+    if not isinstance(parsed, FileUrl):
         return {}
     known: dict[str, Any] = {"inline_writes": options.write_cache}
+    if not options.read_only and not Path(parsed.path).is_block_device():
+        known["redo_path"] = redo_path_of(parsed.path)
     if options.create_bytes is not None:
         known["create_bytes"] = options.create_bytes
     return known
@@ -129,7 +136,8 @@ class EmbeddedTarget:
                               write_cache=options.write_cache, thin=options.thin, read_only=options.read_only,
                               delay_us=options.delay_us, removable=options.removable, device_id=disk_id,
                               port_name=f"{self.entry.iqn},t,0x{self.entry.portal_group:04x}",
-                              durable=kept is not None, reservations=reservations)
+                              durable=kept is not None, reservations=reservations,
+                              physical_bytes=options.physical_bytes)
         except ValueError:
             if kept and reservations:
                 raise kept.damaged() from None
@@ -285,7 +293,10 @@ class _Routes:
         address = content.get("address")
         if not isinstance(address, str):
             raise UsageError("`address` is missing: host:port")
-        redirect = Redirect(format_endpoint(*parse_endpoint(address)), _exceptions(content))
+        permanent = content.get("permanent", False)
+        if not isinstance(permanent, bool):
+            raise UsageError("`permanent` is true or false")
+        redirect = Redirect(format_endpoint(*parse_endpoint(address)), _exceptions(content), permanent)
         await target.send_to(redirect)
         return JSONResponse(redirect.document())
 

@@ -77,6 +77,20 @@ def test_documents():
     run(scenario)
 
 
+@pytest.mark.parametrize(("address", "permanent"), [
+    ("gateway.example:3260", False), ("[2001:db8::9]:3260", True), ("192.0.2.9:3261", True)])
+def test_redirects_to_names_and_for_good(address, permanent):
+    async def scenario(world: World) -> None:
+        told = await world.ask("PUT", f"/{IQN}/redirect", {"address": address, "permanent": permanent})
+        assert told.get("permanent", False) is permanent and told["address"] == address
+        with pytest.raises(LoginError) as refused:
+            await world.login(HOST, follow_redirect=False)
+        assert (refused.value.status_class, refused.value.status_detail) == (1, 2 if permanent else 1)
+        assert address in str(refused.value)
+
+    run(scenario)
+
+
 def test_redirect_sends_hosts_away_and_lets_the_gateway_in():
     async def scenario(world: World) -> None:
         told = await world.ask("PUT", f"/{IQN}/redirect", {"address": "192.0.2.9:3260", "except": [GATEWAY]})
@@ -144,6 +158,7 @@ def test_drop_is_a_barrier_for_writes_under_way():
         ("GET", "/iqn.2026-01.example:other/sessions", None, 404),
         ("PUT", f"/{IQN}/redirect", {}, 400),
         ("PUT", f"/{IQN}/redirect", {"address": "no port"}, 400),
+        ("PUT", f"/{IQN}/redirect", {"address": "192.0.2.9:3260", "permanent": 1}, 400),
         ("PUT", f"/{IQN}/redirect", {"address": "192.0.2.9:3260", "except": "everyone"}, 400),
         ("POST", f"/{IQN}/sessions/drop", [1, 2], 400),
         ("POST", f"/{IQN}/sessions/drop", {"except": [7]}, 400),
