@@ -48,7 +48,7 @@ def worlds():
         world.close()
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(which=st.integers(0, 2), command=commands())
 def test_any_command_is_answered(worlds, which, command):
     host = worlds[which]
@@ -78,7 +78,7 @@ def test_any_command_is_answered(worlds, which, command):
 pages = st.sampled_from([0x01, 0x08, 0x0A, 0x1C, 0x3F, 0x02])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(page=pages, flips=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 7)), max_size=3), cut=st.integers(0, 2),
        ten=st.booleans())
 def test_mode_select_does_what_mode_sense_then_tells(worlds, page, flips, cut, ten):
