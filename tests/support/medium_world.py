@@ -102,25 +102,33 @@ class DiskMedium(MediumWorld):
 
 
 class VolumeMedium(MediumWorld):
-    """In phase COPYING; half of the blocks lie in the overlay already."""
+    """In phase COPYING, with half of the blocks in the overlay already; or in phase PASS."""
 
     atomic_blocks_max = 128
+
+    def __init__(self, seed: int, frozen: bool = True) -> None:
+        self.frozen = frozen
+        super().__init__(seed)
 
     def build(self) -> None:
         self.world = VolumeWorld(chunks=3, journal_bytes=8 << 20)
         self.reactor = self.world.reactor
         self.world.main.image[:] = bytes(BLOCKS * BLOCK)
-        self.world.freeze()
+        if self.frozen:
+            self.world.freeze()
+            self.fill_overlay()
+        self.world.command(self.world.volume.set_limits(
+            compare_blocks_max=255, atomic_blocks_max=self.atomic_blocks_max, unmap_blocks_max=4096,
+            unmap_descriptors_max=16))
+        self.world.command(self.world.volume.set_offered({0x48: 0xFFFFFFFF}, naa=NAA))
+
+    def fill_overlay(self) -> None:
         for lba in range(0, BLOCKS, 24):                # of each 24 blocks: zeros without data, zeros as data, main's
             self.world.unmap(lba, 5)
             self.world.settle()
             number = self.world.driver.write(lba + 8, bytes(7 * BLOCK))
             self.world.settle()
             assert self.world.driver.take(number) == (0, None)
-        self.world.command(self.world.volume.set_limits(
-            compare_blocks_max=255, atomic_blocks_max=self.atomic_blocks_max, unmap_blocks_max=4096,
-            unmap_descriptors_max=16))
-        self.world.command(self.world.volume.set_offered({0x48: 0xFFFFFFFF}, naa=NAA))
 
     def device(self) -> DiskHandle:
         return self.world.volume        # type: ignore[return-value]

@@ -6,10 +6,12 @@ import struct
 
 import pytest
 
-from tests.support.medium_world import BLOCK, BLOCKS, KINDS, atomic_cdb, compare_cdb
+from detour.core.target import TargetHandle
+from detour.core.volume import ARMED
+from tests.support.medium_world import BLOCK, BLOCKS, KINDS, DiskMedium, VolumeMedium, atomic_cdb, compare_cdb
 from tests.support.pdu_client import DATA_IN, R2T, RESPONSE, TASK_MANAGEMENT_RESPONSE, Host, cdb_rw
 
-INVALID_FIELD, OUT_OF_RANGE, MISCOMPARE, INVALID_OPCODE = 0x052400, 0x052100, 0x0E1D00, 0x052000
+INVALID_FIELD, OUT_OF_RANGE, MISCOMPARE = 0x052400, 0x052100, 0x0E1D00
 
 
 @pytest.fixture(params=sorted(KINDS))
@@ -259,6 +261,55 @@ def test_nothing_comes_between_compare_and_write(kind, seed):
     begun = history.tick()
     history.reads.append((begun, int.from_bytes(runners[0].host.read(90, 1).data[:8], "big")))
     history.check()
+    assert world.quiet()
+    world.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nor_does_a_host_of_another_target(seed):
+    world = DiskMedium(400 + seed)
+    history = History()
+    runners = [Rival(host, world.rng, history) for host in hosts(world, 2)]
+    first, world.target = world.target, TargetHandle(world.reactor, 11, nop_interval_ms=0)
+    assert world.ask(world.target.set_lun(3, world.disk)) == 0
+    assert world.ask(world.target.set_lun(0, world.disk)) == 0
+    runners += [Rival(host, world.rng, history) for host in hosts(world, 2)]
+    for _ in range(900):
+        world.rng.choice(runners).step()
+    for runner in runners:
+        for _ in range(500):
+            if runner.tag is not None:
+                runner.hear()
+        assert runner.tag is None, "a command never ended"
+    history.reads.append((history.tick(), int.from_bytes(runners[0].host.read(90, 1).data[:8], "big")))
+    history.check()
+    assert world.quiet() and world.ask(world.target.close()) == 0
+    world.target = first
+    assert world.quiet()
+    world.close()
+
+
+def test_a_freeze_waits_for_what_compares_and_writes():
+    """Armed, main is not frozen yet: what has its place goes on there, with what it reads first."""
+    world = VolumeMedium(1, frozen=False)
+    world.pace = 0
+    one, two = hosts(world, 2)
+    tag = one.send_command_out(compare_cdb(5, 1), bytes(BLOCK) + b"n" * BLOCK)
+    late = two.send_command_out(compare_cdb(5, 1), b"n" * BLOCK + b"w" * BLOCK)
+    for _ in range(10):
+        one.pump()
+        two.pump()
+    assert [(op, at) for op, at, _ in world.world.main.pending()] == [(0, 5 * BLOCK)], "it reads, the other waits"
+    arming = world.world.volume.set_phase(ARMED)
+    world.turn(5)
+    assert arming in world.tickets
+    world.pace = 1
+    assert one.finish(tag).status == 0 and two.finish(late).status == 0
+    assert world.ask(world.world.volume.freeze(b"p" * 16)) == 0
+    assert bytes(world.world.main.image[5 * BLOCK:6 * BLOCK]) == b"w" * BLOCK
+    assert one.command_out(compare_cdb(5, 1), b"w" * BLOCK + b"o" * BLOCK).status == 0
+    assert bytes(world.world.main.image[5 * BLOCK:6 * BLOCK]) == b"w" * BLOCK, "main is frozen"
+    assert two.read(5, 1).data == b"o" * BLOCK
     assert world.quiet()
     world.close()
 
