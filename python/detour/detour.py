@@ -237,7 +237,7 @@ class DetourRun:
             raise StorageError(
                 f"main's target has disks that are not configured: LUN {', '.join(map(str, foreign))}",
                 hint="A redirect moves the whole target; configure these LUNs as volumes, or give them another target.")
-        for volume in self._all_volumes():
+        for volume in self._way_in.volumes:
             await volume.check_reservations()
         self._sink = await self.parts.open_sink(self.backup_id, False)
         await self._begin_record(self._sink)
@@ -414,6 +414,8 @@ class DetourRun:
         if self.live.phase == CORE_ARMED:
             resumed = self._resume_phase is not None
             await self._quietly("waiting for old writes on main", self._way_in.no_stale_writes(resumed))
+            for volume in self._way_in.volumes:
+                await self._quietly("taking over main's reservations", volume.take_over(again=False))
         for volume in self._way_in.volumes:
             await self._insist("letting commands through to main", lambda one=volume: self._disarm(one))
 
@@ -555,7 +557,7 @@ class DetourRun:
     async def _clear_redirect(self) -> None:
         """First the access rules, while main still redirects; then the redirect. Both may be asked for twice."""
         driver = self.parts.driver
-        for volume in self._all_volumes():
+        for volume in self._way_in.volumes:
             for sentence in await volume.bring_back():
                 self._warn(sentence)
         await driver.unfence()
@@ -576,7 +578,7 @@ class DetourRun:
             self.figures.actual_ms = (time.monotonic() - self._held_since) * 1e3
         await self._quietly("the end of the throttle", live.throttle(0))
         await self._quietly("opening the command windows", live.resume_hosts())
-        for volume in self._all_volumes():
+        for volume in self._way_in.volumes:
             volume.forget_reservations()
 
     async def _give_up_sink(self) -> None:

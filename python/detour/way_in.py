@@ -50,6 +50,8 @@ class WayIn:
         await wait_gone(driver, settings.arm_limit_s, settings.poll_s)
         await driver.barrier()
         await live.flush_main(settings.arm_limit_s)
+        for volume in self.volumes:
+            await volume.take_over()
         await self._all_here(hosts)
 
     async def _all_here(self, hosts: list[MainSession]) -> None:

@@ -25,15 +25,15 @@ def world(tmp_path):
 def test_a_plain_run(world):
     assert world.go() is Result.DONE
     log = world.live.log
-    first = ["check_main", "forget_sink", "prepare", "open_sink", "arm", "admit", "set", "verify_on", "fence",
-             "sessions", "drop_all", "sessions", "barrier", "flush_main", "verify_on", "sessions", "freeze",
-             "copy_start", "publish", "catch_up", "round"]
+    first = ["check_main", "forget_sink", "prepare", "check_reservations", "open_sink", "arm", "admit", "set",
+             "verify_on", "fence", "sessions", "drop_all", "sessions", "barrier", "flush_main", "take_over",
+             "verify_on", "sessions", "freeze", "copy_start", "publish", "catch_up", "round"]
     assert log[:len(first)] == first
     assert log[log.index("hold_hosts") - 1:log.index("turn_home")] == [
-        "verify_on", "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "unfence", "clear",
-        "verify_off"]
+        "verify_on", "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "bring_back",
+        "unfence", "clear", "verify_off"]
     assert sorted(log[log.index("turn_home"):]) == sorted([
-        "turn_home", "send_home", "throttle", "resume_hosts", "forget_sink", "close_sink"])
+        "turn_home", "send_home", "throttle", "resume_hosts", "forget_reservations", "forget_sink", "close_sink"])
     phases = [document["phase"] for document in world.documents]
     assert phases[-1] == "home" and len(phases) >= 2
     record = world.catalog.list()[0]
@@ -526,7 +526,8 @@ def test_commands_on_all_volumes_of_the_target_wait_until_old_writes_have_ended(
         return await copy_start(*arguments)
     world.live.copy_start = start
     assert world.go() is Result.DONE
-    assert phases == [CORE_ARMED, CORE_PASS] and sibling.log == ["arm", "disarm"]
+    assert phases == [CORE_ARMED, CORE_PASS]
+    assert sibling.log == ["check_reservations", "arm", "take_over", "disarm", "bring_back", "forget_reservations"]
 
 
 @pytest.mark.parametrize("step", ["set", "drop_all", "barrier", "freeze", "disarm"])
@@ -828,3 +829,21 @@ def test_a_session_that_comes_late_is_waited_for(tmp_path):
         assert "freeze" not in world.live.log
         world.live.arrived = come
     assert world.go(beside) is Result.DONE
+
+
+def test_a_main_whose_reservations_keep_the_gateway_out_is_left_alone(world):
+    world.live.fail["check_reservations"] = [StorageError("main is reserved by iqn.cluster")]
+    assert world.go() is Result.FAILED
+    assert "iqn.cluster" in world.run.reason and "set" not in world.live.log
+
+
+def test_a_reservation_that_comes_late_sends_hosts_home_before_the_freeze(world):
+    world.live.fail["take_over"] = [StorageError("main is reserved by iqn.cluster")]
+    assert world.go() is Result.ABANDONED
+    assert "freeze" not in world.live.log and "forget_reservations" in world.live.log
+
+
+def test_what_cannot_be_brought_back_is_told(world):
+    world.live.lacking = ["main has the registrations from before the detour"]
+    assert world.go() is Result.DONE
+    assert world.documents[-1]["warnings"] == world.live.lacking
