@@ -164,6 +164,16 @@ def test_one_challenge_takes_one_response():
     assert not target.done
 
 
+def test_a_target_has_one_try_to_prove_itself():
+    target, initiator = ChapTarget(ChapAuth((HOST,), MAIN)), ChapInitiator(HOST, MAIN)
+    proof = dict(target.step(dict(initiator.step(challenge_of(target)))))
+    with pytest.raises(LoginError, match="mutual"):
+        initiator.step({"CHAP_N": "main1", "CHAP_R": "0x00"})
+    with pytest.raises(ProtocolError, match="over"):
+        initiator.step(proof)
+    assert not initiator.done
+
+
 @pytest.mark.parametrize("values", [
     {"CHAP_A": "5", "CHAP_N": "host1"}, {"CHAP_A": "5", "CHAP_R": "0x00"}, {"CHAP_A": "5", "CHAP_I": "1"}])
 def test_keys_ahead_of_their_step_are_refused(values):
