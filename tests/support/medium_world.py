@@ -105,13 +105,15 @@ class VolumeMedium(MediumWorld):
     """In phase COPYING, with half of the blocks in the overlay already; or in phase PASS."""
 
     atomic_blocks_max = 128
+    journal_bytes = 8 << 20
+    pool_bytes = 64 << 20
 
     def __init__(self, seed: int, frozen: bool = True) -> None:
         self.frozen = frozen
         super().__init__(seed)
 
     def build(self) -> None:
-        self.world = VolumeWorld(chunks=3, journal_bytes=8 << 20)
+        self.world = VolumeWorld(chunks=3, journal_bytes=self.journal_bytes, pool_bytes=self.pool_bytes)
         self.reactor = self.world.reactor
         self.world.main.image[:] = bytes(BLOCKS * BLOCK)
         if self.frozen:
@@ -138,6 +140,23 @@ class VolumeMedium(MediumWorld):
 
     def naa(self) -> bytes:
         return NAA
+
+
+class TightVolume(VolumeMedium):
+    """A journal that fills, a pool of 4 MiB, a copy that makes room, a clock that every turn moves."""
+
+    journal_bytes = 3 << 20
+    pool_bytes = 4 << 20
+    clock_ns = 10**12
+
+    def fill_overlay(self) -> None:
+        self.world.command(self.world.volume.copy_start(self.world.backup, window=2))
+
+    def turn(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.clock_ns += 2_000_000
+            self.reactor.set_clock(self.clock_ns)
+            super().turn()
 
 
 KINDS = {"disk": DiskMedium, "volume": VolumeMedium}

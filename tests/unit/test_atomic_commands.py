@@ -8,7 +8,7 @@ import pytest
 
 from detour.core.target import TargetHandle
 from detour.core.volume import ARMED
-from tests.support.medium_world import BLOCK, BLOCKS, KINDS, DiskMedium, VolumeMedium, atomic_cdb, compare_cdb
+from tests.support.medium_world import BLOCK, BLOCKS, KINDS, DiskMedium, TightVolume, VolumeMedium, atomic_cdb, compare_cdb
 from tests.support.pdu_client import DATA_IN, R2T, RESPONSE, TASK_MANAGEMENT_RESPONSE, Host, cdb_rw
 
 INVALID_FIELD, OUT_OF_RANGE, MISCOMPARE = 0x052400, 0x052100, 0x0E1D00
@@ -409,3 +409,41 @@ def test_aborts_resets_lost_hosts_and_drains_between(kind, seed):
 
 def runner_isid(rng):
     return bytes([0, 2, 0x3D]) + rng.randbytes(3)
+
+
+class Glutton(Runner):
+    """Long commands of every kind, anywhere."""
+
+    def step(self):
+        if self.tag is None:
+            blocks, lba = self.rng.randrange(1, 600), self.rng.randrange(900)
+            action = self.rng.randrange(4)
+            if action == 0:
+                self.begin(cdb_rw(0x88, lba, blocks), b"", self.ended_well, blocks * BLOCK)
+            elif action == 1:
+                blocks = min(blocks, 255)
+                self.begin(compare_cdb(lba, blocks), bytes(2 * blocks * BLOCK), self.ended_well)
+            else:
+                self.begin(cdb_rw((0x8A, 0x8B)[action & 1], lba, blocks), self.rng.randbytes(blocks * BLOCK),
+                           self.ended_well)
+        self.hear()
+
+    def ended_well(self, status, _data):
+        assert status in (0, 2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tight_journal_and_little_memory_hold_nobody_up(seed):
+    world = TightVolume(seed)
+    runners = [Glutton(host, world.rng) for host in hosts(world, 6)]
+    for _ in range(1200):
+        world.rng.choice(runners).step()
+    world.pace = 0.9
+    for runner in runners:
+        for _ in range(3000):
+            if runner.tag is None:
+                break
+            runner.hear()
+        assert runner.tag is None, "a command never ended"
+    assert world.quiet()
+    world.close()
