@@ -8,7 +8,16 @@ import pytest
 
 from detour.core.target import TargetHandle
 from detour.core.volume import ARMED
-from tests.support.medium_world import BLOCK, BLOCKS, KINDS, DiskMedium, TightVolume, VolumeMedium, atomic_cdb, compare_cdb
+from tests.support.medium_world import (
+    BLOCK,
+    BLOCKS,
+    KINDS,
+    DiskMedium,
+    TightVolume,
+    VolumeMedium,
+    atomic_cdb,
+    compare_cdb,
+)
 from tests.support.pdu_client import DATA_IN, R2T, RESPONSE, TASK_MANAGEMENT_RESPONSE, Host, cdb_rw
 
 INVALID_FIELD, OUT_OF_RANGE, MISCOMPARE = 0x052400, 0x052100, 0x0E1D00

@@ -203,6 +203,24 @@ def test_what_a_copy_refuses(disks):
     assert bytes(disks.image) == disks.noise and not any(disks.large_image)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_lists_made_of_dice(disks, seed):
+    """Whatever a list says, the command ends, and nothing is left of it."""
+    rng = random.Random(seed)
+    host = Host(disks)
+    both = cscds(disks.disk, disks.large)
+    for _ in range(150):
+        segments = [(rng.randrange(3), rng.randrange(3), rng.choice((0, 1, 8, 600, 65535)), rng.randrange(1 << 14),
+                     rng.choice((0, 100, 1 << 14, 1 << 63)), rng.randrange(2)) for _ in range(rng.randrange(4))]
+        parameters = bytearray(listed(both, *segments, list_id=rng.randrange(4)))
+        for _ in range(rng.choice((0, 0, 1, 3))):
+            parameters[rng.randrange(len(parameters))] = rng.randrange(256)
+        assert copy(host, bytes(parameters[:rng.choice((len(parameters), rng.randrange(1, len(parameters))))])).status \
+            in (0, 2)
+        action, list_id = rng.randrange(6), rng.randrange(4)
+        assert copy_results(host, action, list_id, rng.choice((0, 4, 11, 12, 512))).status in (0, 2)
+
+
 def test_results_of_copies(disks):
     host, other = Host(disks), Host(disks, isid=b"\0\2\x3d\0\0\2")
     one = cscds(disks.disk)

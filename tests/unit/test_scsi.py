@@ -84,6 +84,21 @@ def test_medium_writers_of_other_kinds_are_known_as_such():
         assert decode(bytes([opcode]) + bytes(15))["cls"] == OTHER_MEDIUM
 
 
+def test_fields_of_copies_sanitizing_and_atomic_writes():
+    copy = decode(bytes.fromhex("83 00 00 00 00 00 00 00 00 00 00 00 01 02 00 00"))
+    assert (copy["cls"], copy["length_bytes"], copy["direction"]) == (18, 0x102, 2)
+    for action in (0x01, 0x10, 0x1C):
+        assert decode(bytes([0x83, action]) + bytes(14))["status"] < 0
+    results = decode(bytes.fromhex("84 04 07 00 00 00 00 00 00 00 00 00 01 02 00 00"))
+    assert (results["cls"], results["service_action"], results["length_bytes"]) == (19, 4, 0x102)
+    for flags, immed in ((0x81, True), (0x22, False)):
+        sanitize = decode(bytes([0x48, flags, 0, 0, 0, 0, 0, 1, 2, 0]))
+        assert (sanitize["cls"], sanitize["service_action"]) == (12, flags & 0x1F)
+        assert (bool(sanitize["immed"]), sanitize["length_bytes"]) == (immed, 0x102)
+    atomic = decode(bytes.fromhex("9c 18 00 00 00 00 00 00 00 05 00 04 00 08 00 00"))
+    assert (atomic["lba"], atomic["atomic_boundary"], atomic["blocks"], atomic["fua"]) == (5, 4, 8, 1)
+
+
 def test_unknown_opcodes_and_short_cdbs_are_refused():
     known = {opcode for opcode in range(256) if decode(bytes([opcode]) + bytes(15))["status"] == 0}
     assert {0x00, 0x12, 0x28, 0x8A} <= known and not known & {0x7F, 0xC0, 0xFF, 0x02}
