@@ -59,9 +59,9 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """A peer's address as the socket tells it: without a zone, and IPv4 where IPv6 only wraps it."""
+    """A peer's address as the socket tells it, perhaps with a zone; IPv4 where IPv6 only wraps it."""
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
