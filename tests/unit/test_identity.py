@@ -203,6 +203,12 @@ def test_a_command_on_a_raw_session():
     assert sent[20:32] == struct.pack(">III", 16, 10, 100) and sent[32] == 0x12
 
 
+def test_a_disk_that_bears_anything_is_asked_for_no_more_than_can_be_counted():
+    limits = struct.pack(">BBH4xI24xQ20x", 0, 0xB0, 60, 0xFFFFFFFF, 2**64 - 1)      # LIO over a block device says so
+    one = identity(pages={0x80: SERIAL, 0x83: DEVICE_ID, 0xB0: limits, 0xB2: PROVISIONING})
+    assert one.transfer_bytes_max == one.unmap_bytes_max == 2**31
+
+
 def test_unit_attentions_and_busy_units_are_asked_again():
     result, params, sent, _ = converse(
         lambda tag: response(tag, 100, 2, UNIT_ATTENTION), lambda tag: response(tag, 101, 8),

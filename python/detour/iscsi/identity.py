@@ -17,6 +17,7 @@ VPD_NAMES = {0x00: "supported pages", 0x80: "unit serial number", 0x83: "device 
              0x86: "extended INQUIRY data", 0x88: "SCSI ports", 0xB0: "block limits",
              0xB1: "block device characteristics", 0xB2: "logical block provisioning"}
 VPD_BYTES_MAX = 4096
+COMMAND_BYTES_MAX = 2**31       # more than this in one command is never asked for, whatever a disk says it bears
 VPD_PAGES_MAX = 32
 LUNS_BYTES_MAX = 8 + 8 * 256
 
@@ -92,14 +93,14 @@ class Identity:
         """Of one command (block limits VPD page); None without a limit."""
         limits = self.vpd.get(VPD_BLOCK_LIMITS, b"")
         blocks = int.from_bytes(limits[8:12], "big") if len(limits) >= 12 else 0
-        return blocks * self.block_bytes or None
+        return min(blocks * self.block_bytes, COMMAND_BYTES_MAX) or None
 
     @property
     def unmap_bytes_max(self) -> int | None:
         """Of one WRITE SAME; None without a limit."""
         limits = self.vpd.get(VPD_BLOCK_LIMITS, b"")
         blocks = int.from_bytes(limits[36:44], "big") if len(limits) >= 44 else 0
-        return blocks * self.block_bytes or None
+        return min(blocks * self.block_bytes, COMMAND_BYTES_MAX) or None
 
 
 def _designators(page: bytes) -> Iterator[tuple[int, int, bytes]]:
