@@ -72,6 +72,11 @@ class VolumeMachine(RuleBasedStateMachine):
         if self.can_ask():
             self.world.unmap(*self.place(at, length))
 
+    @rule(at=places, length=st.integers(1, 250), matches=st.booleans())
+    def compare_and_write(self, at, length, matches):
+        if self.can_ask():
+            self.world.compare_and_write(*self.place(at, length), matches)
+
     @rule()
     def flush(self):
         if self.can_ask():
@@ -257,7 +262,7 @@ class VolumeMachine(RuleBasedStateMachine):
             self.home()
         self.abort_all()
         self.world.settle()
-        assert not self.world.open, [shot.kind for shot in self.world.open]
+        assert not self.world.open and not self.world.atomics, [shot.kind for shot in self.world.open]
         assert self.world.reactor.buffers_taken_bytes == 0
 
 

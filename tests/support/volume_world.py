@@ -28,6 +28,8 @@ CHUNK_BLOCKS = CHUNK // BLOCK
 ZERO = bytes(BLOCK)
 FOREVER = 1 << 60
 PHASE_COPYING = 2
+STEP_PLACED = 2
+E_ABORTED = -8
 VERSIONS_MAX = 5
 
 
@@ -54,6 +56,20 @@ class Shot:
     begun: int
     versions: dict[int, Version] = field(default_factory=dict)
     stable: bool = False            # its answer promises that it survives a power cut
+
+
+@dataclass
+class Atomic:
+    """A COMPARE AND WRITE (or ORWRITE): it has, or waits for, the place of its write, reads, then writes or not. The
+    target keeps what would overlap away from it meanwhile."""
+
+    number: int
+    lba: int
+    blocks: int
+    matches: bool
+    data: bytes
+    read: int | None = None
+    begun: int = 0
 
 
 class JournalMedia:
@@ -123,6 +139,7 @@ class VolumeWorld:
             image[block * block_bytes:(block + 1) * block_bytes] = self.stamp(block, 0)
             self.history.append([Version(self.stamp(block, 0), 0, 0, stable=True)])
         self.open: list[Shot] = []
+        self.atomics: list[Atomic] = []
         self.answers: dict[int, tuple[int, tuple]] = {}
         self.events: list[tuple[int, int, tuple]] = []
         self.data: list[tuple[int, bytes]] = []             # of events that carry some
@@ -162,6 +179,7 @@ class VolumeWorld:
     def restart(self, journal_image: bytes) -> None:
         main, backup = self.main, self.backup
         self.open.clear()
+        self.atomics.clear()
         self.answers.clear()
         self.events.clear()
         self.build(journal_image)
@@ -254,7 +272,8 @@ class VolumeWorld:
         for _ in range(rounds):
             self.turn(2)
             self.clock_ns += 10 * self.turn_ns
-            if not sum(store.complete_all() for store in self.stores.values()) and not self.open:
+            completed = sum(store.complete_all() for store in self.stores.values())
+            if not completed and not self.open and not self.atomics:
                 break
         self.turn(2)
 
@@ -286,7 +305,51 @@ class VolumeWorld:
             self.history[block].append(version)
         self.open.append(Shot(number, kind, lba, len(versions), self.time, versions))
 
+    def kept_away(self, lba: int, blocks: int) -> bool:
+        """An atomic command is at work there."""
+        return any(one.lba < lba + blocks and lba < one.lba + one.blocks
+                   for one in (*self.atomics, *(shot for shot in self.open if shot.kind == "atomic")))
+
+    def compare_and_write(self, lba: int, blocks: int, matches: bool) -> None:
+        """`matches`: the host knows what is there. Not where another write is under way, which it would wait for."""
+        if self.kept_away(lba, blocks) or any(
+                shot.versions and shot.lba < lba + blocks and lba < shot.lba + shot.blocks for shot in self.open):
+            return
+        self.time += 1
+        self.version += 1
+        data = b"".join(self.stamp(block, self.version) for block in range(lba, lba + blocks))
+        self.atomics.append(Atomic(self.driver.write(lba, data, False, True), lba, blocks, matches, data))
+        self.go_on_with_atomics()
+
+    def go_on_with_atomics(self) -> None:
+        for one in list(self.atomics):
+            if one.read is None:
+                if self.driver.step(one.number) == STEP_PLACED:
+                    self.time += 1
+                    one.begun = self.time
+                    one.read = self.driver.read(one.lba, one.blocks, True)
+                continue
+            result = self.driver.take(one.read)
+            if result is None:
+                continue
+            self.time += 1
+            self.atomics.remove(one)
+            status, found = result
+            assert status in (0, E_ABORTED), f"read of an atomic command: status {status}"
+            if status == 0:
+                self.check_read(Shot(one.read, "read", one.lba, one.blocks, one.begun), found)
+            if status != 0 or not one.matches:
+                self.driver.abort(one.number)
+                continue
+            size = self.block
+            versions = {one.lba + index: Version(one.data[index * size:(index + 1) * size], self.time)
+                        for index in range(one.blocks)}
+            self.begin("atomic", one.lba, versions, one.number)
+            self.driver.submit(one.number)
+
     def write(self, lba: int, blocks: int, fua: bool = False) -> None:
+        if self.kept_away(lba, blocks):
+            return
         self.time += 1
         versions = self.next_content(lba, blocks, False)
         data = b"".join(version.content for version in versions.values())
@@ -298,6 +361,8 @@ class VolumeWorld:
         return self.driver.write(lba, b"\xEE" * (blocks * self.block), False, True)
 
     def unmap(self, lba: int, blocks: int) -> None:
+        if self.kept_away(lba, blocks):
+            return
         self.time += 1
         versions = self.next_content(lba, blocks, True)
         self.begin("unmap", lba, versions, self.driver.unmap(lba, blocks))
@@ -312,6 +377,7 @@ class VolumeWorld:
         self.open.append(Shot(self.driver.flush(), "flush", 0, 0, self.time))
 
     def collect(self) -> None:
+        self.go_on_with_atomics()
         for shot in list(self.open):
             result = self.driver.take(shot.number)
             if result is None:
@@ -399,7 +465,7 @@ class VolumeWorld:
         for _ in range(20):
             self.command(self.volume.round())
             self.settle()
-            if self.stat("dirty_blocks") == 0 and not self.open:
+            if self.stat("dirty_blocks") == 0 and not self.open and not self.atomics:
                 return
         raise AssertionError(f"rounds do not end: {[shot.kind for shot in self.open]} are open")
 

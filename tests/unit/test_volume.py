@@ -5,7 +5,7 @@ from detour.core._testing_volume import lose, poke
 from tests.support.volume_world import BLOCK, CHUNK, CHUNK_BLOCKS, ZERO, VolumeWorld, stamp
 
 READ, WRITE, FLUSH = 0, 1, 2
-E_INVALID, E_BUSY, E_IO, E_CORRUPT = -15, -14, -2, -12
+E_INVALID, E_BUSY, E_IO, E_CORRUPT, E_ABORTED = -15, -14, -2, -12, -8
 COPY_DONE, CORRUPT, FAULT = 5, 9, 11
 ARMED, PASS = 1, 0
 
@@ -454,3 +454,52 @@ def test_a_rate_of_the_copy_does_not_slow_a_host_that_needs_room():
     assert world.stat("evicted_bytes") > 0
     assert world.clock_ns - begun < 60 * 10**9                  # at the rate alone one chunk would take 262 s
     world.check_pit_kept()
+
+
+# --- commands that read before they write: all of one, or nothing
+
+def test_an_atomic_command_that_began_before_the_freeze_ends_on_main():
+    """Its place is in memory, so what it reads must not wait for a freeze that waits for it."""
+    world = VolumeWorld(1)
+    number = world.begin_write(0, 8)
+    world.command(world.volume.set_phase(1))
+    freeze = world.volume.freeze(b"p" * 16)
+    assert world.ask(freeze, settle=False)[0] == E_BUSY
+    read = world.driver.read(0, 8, True)
+    waits = world.driver.read(0, 8)
+    world.settle()
+    assert world.driver.take(read)[0] == 0 and world.driver.step(waits) == 3
+    world.driver.submit(number)
+    world.settle()
+    assert world.driver.take(number)[0] == 0 and bytes(world.main.image[:512]) == b"\xEE" * 512
+    world.freeze()
+    world.settle()
+    assert world.driver.take(waits)[1] == b"\xEE" * 4096
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_an_atomic_command_that_meets_a_hold_is_whole_or_never_was(home):
+    world = VolumeWorld(1)
+    world.freeze()
+    world.command(world.volume.catch_up())
+    number = world.begin_write(0, 8)
+    world.command(world.volume.hold())
+    read = world.driver.read(0, 8, True)
+    world.turn(3)
+    assert world.driver.step(read) == 3
+    if home:
+        assert world.ask(world.volume.release())[0] == E_BUSY      # its place is in the ring
+        world.driver.abort(number)
+        world.command(world.volume.round())
+        world.command(world.volume.release())
+        world.turn(2)
+        assert world.driver.take(read)[0] == E_ABORTED
+        world.check_main()
+        return
+    world.command(world.volume.unhold())
+    world.settle()
+    status, data = world.driver.take(read)
+    assert status == 0 and data == bytes(world.main.image[:4096])
+    world.driver.submit(number)
+    world.settle()
+    assert world.driver.take(number)[0] == 0

@@ -4,7 +4,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from detour.core.device cimport (Device, DeviceHandle, NEXUS_LOGIN, NEXUS_LOGOUT, Nexus, REQUEST_COMMAND,
-                                 REQUEST_FLUSH, REQUEST_FUA, REQUEST_READ, REQUEST_UNMAP, REQUEST_WRITE, Request)
+                                 REQUEST_FLUSH, REQUEST_FUA, REQUEST_PLACED, REQUEST_READ, REQUEST_UNMAP, REQUEST_WRITE, Request)
 from detour.core.fault_store cimport FaultStoreHandle
 from detour.core.journal cimport JournalHandle
 from detour.core.scsi cimport ScsiCommand, scsi_decode
@@ -116,9 +116,12 @@ cdef class DeviceDriver:
         shot.step = STEP_SUBMITTED
         self.device.ops.submit(self.device, &shot.request)
 
-    def read(self, uint64_t lba, uint64_t blocks):
+    def read(self, uint64_t lba, uint64_t blocks, bint placed=False):
+        """`placed`: of a command that holds the place of a write."""
         cdef int number = 0
-        self.start(self.fresh(REQUEST_READ, lba, blocks, &number))
+        cdef Shot* shot = self.fresh(REQUEST_READ, lba, blocks, &number)
+        shot.request.flags = REQUEST_PLACED if placed else 0
+        self.start(shot)
         return number
 
     def flush(self):
