@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from detour.durable import remove_durably, write_durably
-from detour.errors import CorruptError, StorageError
+from detour.errors import CorruptError, StorageError, UsageError
 from detour.urls import FileUrl, parse_url
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ FILE_BYTES_MAX = 65536
 SUFFIX = ".reservations"
 
 log = structlog.get_logger(__name__)
+
+_kept_now: set[Path] = set()     # files of this process's disks: two disks in one file would undo each other's state
 
 
 class ReservationFile:
@@ -65,15 +67,21 @@ class ReservationFile:
 
 def reservations_file(url: str, wanted: str | None) -> ReservationFile | None:
     """Where the disk of this URL keeps its reservations: the wanted path, or beside an image file that exists where its
-    folder can be written. None: nowhere, as for memory, devices and remote disks; APTPL is then not offered."""
+    folder can be written. None: nowhere, as for memory, devices, remote disks, and an image that another disk of this
+    process serves; APTPL is then not offered. UsageError when the wanted file is another disk's."""
     if wanted:
-        return ReservationFile(Path(wanted))
+        chosen = Path(wanted).resolve()
+        if chosen in _kept_now:
+            raise UsageError(f"{chosen}: another disk keeps its reservations there",
+                             hint="Give each disk a file of its own.")
+        return ReservationFile(chosen)
     parsed = parse_url(url)
     if not isinstance(parsed, FileUrl) or not os.path.isfile(parsed.path):
         return None
     image = Path(parsed.path).resolve()                 # links to one image are one disk
     path = image.with_name(image.name + SUFFIX)
-    return ReservationFile(path) if path.exists() or os.access(image.parent, os.W_OK | os.X_OK) else None
+    usable = path.exists() or os.access(image.parent, os.W_OK | os.X_OK)
+    return ReservationFile(path) if usable and path not in _kept_now else None
 
 
 class ReservationKeeper:
@@ -82,6 +90,7 @@ class ReservationKeeper:
     def __init__(self, runtime: Runtime, disk_id: int, disk: DiskHandle, file: ReservationFile) -> None:
         self._runtime, self._disk_id, self._disk, self._file = runtime, disk_id, disk, file
         self._tasks: set[asyncio.Task[None]] = set()
+        _kept_now.add(file.path)
         runtime.on_event(EVENT_RESERVATIONS, disk_id, self._arrived)
 
     def _arrived(self, _status: int, _results: tuple[int, ...], data: bytes | None) -> None:
@@ -105,3 +114,4 @@ class ReservationKeeper:
         """To be called when the disk's commands have ended."""
         self._runtime.off_event(EVENT_RESERVATIONS, self._disk_id)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        _kept_now.discard(self._file.path)
