@@ -14,11 +14,12 @@ from urllib.parse import unquote
 
 from detour.errors import UsageError
 from detour.iscsi.keys import valid_name
-from detour.urls import parse_size
+from detour.urls import format_size, parse_size
 
 LUNS_MAX = 256
 SERIAL_CHARS_MAX = 32
 DELAY_MS_MAX = 60_000
+PHYSICAL_BYTES_MIN, PHYSICAL_BYTES_MAX = 512, 2**20
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class DiskOptions:
 
     delay_us: each write is held for so long before it reaches the storage. serial: empty: derived from target name and
     LUN. create_bytes: a file that is not there is made with this size. reservations_path: the file that keeps
-    persistent reservations over a restart (APTPL).
+    persistent reservations over a restart (APTPL). physical_bytes: what hosts are told to align to; 0: a block.
     """
 
     read_only: bool = False
@@ -38,6 +39,7 @@ class DiskOptions:
     serial: str = ""
     create_bytes: int | None = None
     reservations_path: str | None = None
+    physical_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ def _delay_us(text: str) -> int:
     return round(delay_ms * 1000)
 
 
+def _physical(text: str) -> int:
+    physical_bytes = parse_size(text)
+    if physical_bytes & (physical_bytes - 1) or not PHYSICAL_BYTES_MIN <= physical_bytes <= PHYSICAL_BYTES_MAX:
+        raise UsageError(f"is a power of two from {PHYSICAL_BYTES_MIN} bytes to {format_size(PHYSICAL_BYTES_MAX)}")
+    return physical_bytes
+
+
 def _path(text: str) -> str:
     if not text:
         raise UsageError("is the path of a file")
@@ -98,6 +107,7 @@ _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "serial": ("serial", _serial),
     "size": ("create_bytes", parse_size),
     "reservations": ("reservations_path", _path),
+    "physical-block": ("physical_bytes", _physical),
     "delay-ms": ("delay_us", _delay_us),
 }
 

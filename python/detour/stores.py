@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from detour.core.filestore import FileStoreHandle
 from detour.core.reactor import Reactor
 from detour.core.store import PART_BYTES, MemoryStore, StoreHandle
 from detour.errors import ClosedError, ScsiError, StorageError, UsageError, from_status
+from detour.redo import redo_path_of, replay
 from detour.runtime import Answer, Runtime
 from detour.urls import FileUrl, IscsiUrl, MemoryUrl, StoreUrl, parse_url
 
@@ -157,7 +159,8 @@ async def open_store(runtime: Runtime, url: str | StoreUrl, *, reactor: Reactor 
     """Opens a file, a block device, memory or an iSCSI logical unit.
 
     create_bytes: a file that is not there is made, sparse, of this size; one that is there must have it. options: for
-    files those of FileStoreHandle (workers, inline_writes, direct), for iSCSI those of iscsi.initiator.connect.
+    files those of FileStoreHandle (workers, inline_writes, direct, redo_path), for iSCSI those of
+    iscsi.initiator.connect. An atomic write of a file that a crash cut short is completed first.
     """
     parsed = parse_url(url) if isinstance(url, str) else url
     if isinstance(parsed, FileUrl):
@@ -191,10 +194,11 @@ def _refuse_options(url: StoreUrl, options: dict[str, Any]) -> None:
 
 async def _open_file(runtime: Runtime, url: FileUrl, reactor: Reactor, create_bytes: int | None, read_only: bool,
                      block_bytes: int, options: dict[str, Any]) -> OpenStore:
-    known = {"workers", "inline_writes", "direct"}
+    known = {"workers", "inline_writes", "direct", "redo_path"}
     _refuse_options(url, {key: value for key, value in options.items() if key not in known})
 
     def opened() -> FileStoreHandle:
+        replay(Path(options.get("redo_path") or redo_path_of(url.path)), Path(url.path), read_only=read_only)
         return FileStoreHandle(reactor, url.path, create_bytes, create_bytes is not None, read_only,
                                block_bytes=block_bytes, store_id=runtime.new_id(), **options)
 

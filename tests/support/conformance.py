@@ -131,7 +131,7 @@ def by_family(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 
 def table(columns: Mapping[str, Sequence[Outcome]]) -> str:
     """Family by family: passed/failed/skipped of each column; below a family what did not pass, with the reason."""
-    width = max(16, *(len(name) + 2 for name in columns))
+    width = max([16, *(len(name) + 2 for name in columns)])
     sorted_rows = {name: by_family(outcomes) for name, outcomes in columns.items()}
     families = list(dict.fromkeys(family for rows in sorted_rows.values() for family in rows))
     lines = ["family".ljust(24) + "".join(name.rjust(width) for name in columns)]

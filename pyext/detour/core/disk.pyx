@@ -30,10 +30,13 @@ from detour.core.reactor cimport (Command, Loop, Reactor, command_done, loop_def
 from detour.core.reservation cimport (reservations_conflict, reservations_conflict_cdb, reservations_event,
                                       reservations_load, reservations_own)
 from detour.core.scsi cimport *
-from detour.core.store cimport (IO_FUA, MemoryStore, STORE_FLUSH, STORE_READ, STORE_READ_ONLY, STORE_UNMAP, STORE_VOLATILE,
-                                STORE_WRITE, Io, store_submit)
+from detour.core.store cimport (IO_ATOMIC, IO_FUA, MemoryStore, STORE_ATOMIC, STORE_FLUSH, STORE_READ, STORE_READ_ONLY,
+                                STORE_UNMAP, STORE_VOLATILE, STORE_WRITE, Io, store_submit)
 
 import hashlib
+
+cdef enum:
+    PHYSICAL_BYTES_MAX = 1048576
 
 cdef enum RequestState:
     STATE_IDLE = 0
@@ -58,6 +61,8 @@ cdef void disk_submit_io(Disk* disk, Request* request) noexcept nogil:
         io.op = STORE_UNMAP
     if io.op == STORE_WRITE and (request.flags & REQUEST_FUA or disk.write_through):
         io.flags = IO_FUA
+    if unlikely(io.op == STORE_WRITE and request.command != NULL and request.command.cls == SCSI_WRITE_ATOMIC):
+        io.flags |= IO_ATOMIC
     if io.op != STORE_FLUSH:
         io.offset_bytes = request.lba * disk.device.block_bytes
         io.length_bytes = request.blocks * disk.device.block_bytes
@@ -404,17 +409,18 @@ cdef class DiskHandle(DeviceHandle):
     serial is the same disk to a host. write_cache: tells hosts of a volatile cache (WCE), as long as they leave it on;
     off, every write is made stable. delay_us: holds every write for that long before the store gets it. removable: the
     medium can be ejected. port_name: SCSI name of the target port ("<target's iqn>,t,0x0001") for VPD page 83h.
-    atomic: the store never keeps a part of a write, whatever stops it, so that WRITE ATOMIC is offered (memory does that,
-    a file does not). durable: Python answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that
-    hosts may ask for persistent reservations that outlive power (APTPL). reservations: what was kept so in an earlier
-    life.
+    atomic: the store never keeps a part of a write, whatever stops it, so that WRITE ATOMIC is offered (memory does that;
+    a file with a redo file says so itself). physical_bytes: what hosts are told to align to; 0: a block. durable: Python
+    answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that hosts may ask for persistent
+    reservations that outlive power (APTPL). reservations: what was kept so in an earlier life.
     """
 
     def __cinit__(self, Reactor reactor not None, StoreHandle store not None, str serial="", str vendor="DETOUR",
                   str product="VIRTUAL DISK", bint write_cache=True, bint thin=True, bint read_only=False,
                   uint32_t delay_us=0, uint64_t device_id=0, bint removable=False, str port_name="",
-                  bint durable=False, bytes reservations=b"", bint atomic=False):
+                  bint durable=False, bytes reservations=b"", bint atomic=False, uint32_t physical_bytes=0):
         cdef Disk* disk
+        cdef uint32_t block_bytes
         self.disk = NULL
         self.reactor = reactor
         self.store = store
@@ -422,6 +428,10 @@ cdef class DiskHandle(DeviceHandle):
             raise ValueError("the store is closed")
         if store.reactor is not reactor:
             raise ValueError("the store belongs to another reactor")
+        block_bytes = store.store.block_bytes
+        physical_bytes = physical_bytes or block_bytes
+        if physical_bytes & (physical_bytes - 1) or not block_bytes <= physical_bytes <= PHYSICAL_BYTES_MAX:
+            raise ValueError(f"physical blocks of {physical_bytes} bytes cannot be, with logical ones of {block_bytes}")
         disk = <Disk*>calloc(1, sizeof(Disk))
         if disk == NULL:
             raise MemoryError("no memory for a disk")
@@ -432,8 +442,8 @@ cdef class DiskHandle(DeviceHandle):
         disk.device.ops = &DISK_OPS
         disk.device.loop = reactor.loop
         disk.device.id = device_id
-        disk.device.block_bytes = store.store.block_bytes
-        disk.device.blocks = store.store.size_bytes // store.store.block_bytes
+        disk.device.block_bytes = block_bytes
+        disk.device.blocks = store.store.size_bytes // block_bytes
         disk.device.read_only = read_only or (store.store.flags & STORE_READ_ONLY) != 0
         disk.latency_us = delay_us
         disk.finish_work.run = run_finished
@@ -443,11 +453,12 @@ cdef class DiskHandle(DeviceHandle):
         disk.identity.write_cache = write_cache
         disk.identity.volatile_cache = (store.store.flags & STORE_VOLATILE) != 0
         disk.identity.thin = thin
+        disk.identity.physical_bytes = physical_bytes
         disk.identity.removable = removable
         self._identify(serial or f"{device_id:016x}", vendor, product, port_name)
         self._offer()
         self._reserve(durable, reservations)
-        if atomic or isinstance(store, MemoryStore):
+        if atomic or isinstance(store, MemoryStore) or store.store.flags & STORE_ATOMIC:
             disk.device.limits.atomic_blocks_max = PART_BYTES_MAX // disk.device.block_bytes
             disk_withhold(&disk.view, &disk.device)
 

@@ -20,6 +20,7 @@ cdef struct DiskIdentity:
     bint read_only              # the medium itself: WP in the mode parameter header
     uint64_t blocks
     uint32_t block_bytes
+    uint32_t physical_bytes     # what READ CAPACITY(16) tells hosts to align to; a power of two, at least a block
 
 cdef struct DiskState:
     # mode pages

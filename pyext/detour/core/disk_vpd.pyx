@@ -165,10 +165,9 @@ cdef void disk_read_capacity_10(const DiskView* view, const uint8_t* cdb, InfoAn
     answer.data_bytes = 8
 
 
-cdef uint8_t physical_exponent(uint32_t block_bytes) noexcept nogil:
-    # Blocks in a page as a power of two: a host that writes whole, aligned pages spares the storage reading them first.
+cdef uint8_t physical_exponent(const DiskIdentity* identity) noexcept nogil:
     cdef uint8_t exponent = 0
-    while block_bytes << exponent < PAGE_BYTES:
+    while identity.block_bytes << exponent < identity.physical_bytes:
         exponent += 1
     return exponent
 
@@ -184,6 +183,6 @@ cdef void disk_read_capacity_16(const DiskView* view, const ScsiCommand* command
         return
     put_be64(answer.data, view.identity.blocks - 1)
     put_be32(answer.data + 8, view.identity.block_bytes)
-    answer.data[13] = physical_exponent(view.identity.block_bytes)
+    answer.data[13] = physical_exponent(view.identity)
     answer.data[14] = 0xC0 if view.identity.thin else 0             # LBPME, LBPRZ
     answer_cut(answer, 32, command.length_bytes)

@@ -18,11 +18,12 @@ cdef struct FileStore:
     Timer pace
     ns_t paced_until_ns         # when the bytes written so far are paid for
     bint try_now                # reads try the page cache first
+    uint64_t inode              # of the file: a redo file belongs to one
     bint inline_writes          # write into the page cache from the loop thread (plain target: a disk's own behaviour)
     uint64_t rate_bytes_s       # bound on written bytes a second, 0: none
 
 # FileStoreHandle(reactor, path, size_bytes=None, create=False, read_only=False, workers=4, inline_writes=False,
-#                 block_bytes=512, direct=False, store_id=0)
+#                 block_bytes=512, direct=False, store_id=0, redo_path=None)
 #   create=True with size_bytes makes a sparse file of that size (one that is there keeps its content and must have that
 #   size); without it the size is the file's or the device's. preallocate() reserves the room. set_write_rate(bytes_s).
 #   .path .size_bytes

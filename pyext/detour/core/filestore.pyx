@@ -6,6 +6,9 @@
 # with E_CLOSED at once; those end when the thread is done, because it uses their memory.
 # Holes: UNMAP punches them, where the file system can; STORE_MAP asks for them by SEEK_DATA and SEEK_HOLE at a worker. A
 # block device tells none and counts as mapped as a whole.
+# Atomic writes (with a redo file): the data is stable in the redo file, headed by its place and a checksum, before the
+# first byte in place changes, and stable in place before the redo file is cleared; what a crash leaves there is put in
+# place before the file is opened again (detour.redo). One at a time; three flushes each.
 # Cost: a read that the page cache holds is one system call on the loop. Else a mutex held for a few instructions hands
 # the job over, and one eventfd wake-up brings back all that are done.
 import errno as errno_names
@@ -16,11 +19,13 @@ import struct
 
 cimport cython
 from libc.stdlib cimport calloc
+from libc.string cimport memcpy, memset
 
+from detour.core.crc32c cimport crc32c_update
 from detour.core.debug cimport invariant
 from detour.core.pool cimport slab_free, slab_get, slab_init, slab_put
 from detour.core.reactor cimport (Command, Reactor, command_done, loop_timer, loop_timer_stop, loop_unwatch, loop_watch)
-from detour.core.store cimport (IO_FUA, STORE_CAN_MAP, STORE_CAN_UNMAP, STORE_FLUSH, STORE_MAP, STORE_RANDOM_READ,
+from detour.core.store cimport (IO_ATOMIC, IO_FUA, STORE_ATOMIC, STORE_CAN_MAP, STORE_CAN_UNMAP, STORE_FLUSH, STORE_MAP, STORE_RANDOM_READ,
                                 STORE_READ, STORE_READ_ONLY, STORE_UNMAP, STORE_VOLATILE, STORE_WRITE, StoreOps,
                                 store_finish, store_init)
 
@@ -43,12 +48,15 @@ cdef extern from "filestore_impl.h" nogil:
         int32_t status
         uint8_t op
         uint8_t stable
+        uint8_t atomic
         uint8_t mapped
         uint32_t block_bytes
+        uint8_t redo_header[64]
     struct file_workers:
         pass
     uint8_t FILE_READ, FILE_WRITE, FILE_FLUSH, FILE_UNMAP, FILE_MAP
     file_workers* file_workers_start(int fd, int threads, int direct) noexcept
+    int file_workers_redo(file_workers* workers, const char* path) noexcept
     int file_workers_event_fd(const file_workers* workers) noexcept
     void file_workers_submit(file_workers* workers, file_job* job) noexcept
     file_job* file_workers_take_done(file_workers* workers) noexcept
@@ -62,6 +70,31 @@ cdef enum:
     WORKERS_MAX = 64
     BLKGETSIZE64 = 0x80081272   # linux/fs.h
     BLKSSZGET = 0x1268
+    REDO_CHECKED_BYTES = 48     # of the header: all before its checksum
+
+cdef struct RedoHeader:         # docs/formats.md; little-endian, as the machines are that this runs on
+    char magic[8]
+    uint32_t version
+    uint32_t unused
+    uint64_t offset_bytes
+    uint64_t length_bytes
+    uint64_t file_bytes
+    uint64_t inode
+    uint32_t checksum           # CRC32C of all before it and the data
+    uint32_t unused_end[3]
+
+
+cdef void head_redo(FileStore* file, file_job* job) noexcept nogil:
+    cdef RedoHeader header
+    memset(&header, 0, sizeof(header))
+    memcpy(header.magic, b"DETOURW1", 8)
+    header.version = 1
+    header.offset_bytes = job.offset_bytes
+    header.length_bytes = job.length_bytes
+    header.file_bytes = file.store.size_bytes
+    header.inode = file.inode
+    header.checksum = crc32c_update(crc32c_update(0, &header, REDO_CHECKED_BYTES), job.data, job.length_bytes)
+    memcpy(job.redo_header, &header, sizeof(header))
 
 
 # --- to the workers and back
@@ -88,10 +121,13 @@ cdef void start_job(FileStore* file, file_job* job, Io* io) noexcept nogil:
     elif io.op == STORE_MAP:
         job.op = FILE_MAP
         job.block_bytes = file.store.block_bytes
-    job.stable = io.flags & IO_FUA
+    job.stable = (io.flags & IO_FUA) != 0
     job.data = io.data + io.private[0]
     job.offset_bytes = io.offset_bytes + io.private[0]
     job.length_bytes = io.length_bytes - io.private[0]
+    job.atomic = io.op == STORE_WRITE and (io.flags & IO_ATOMIC) != 0
+    if job.atomic:
+        head_redo(file, job)
     file_workers_submit(<file_workers*>file.workers, job)
 
 
@@ -182,7 +218,7 @@ cdef void submit_read(FileStore* file, Io* io) noexcept nogil:
 
 
 cdef void submit_write(FileStore* file, Io* io) noexcept nogil:
-    if file.inline_writes and not io.flags & IO_FUA:
+    if file.inline_writes and not io.flags & (IO_FUA | IO_ATOMIC):
         store_finish(&file.store, io, file_write(file.fd, io.data, io.length_bytes, io.offset_bytes, 0))
     else:
         submit_job(file, io)
@@ -309,12 +345,13 @@ cdef class FileStoreHandle(StoreHandle):
     """A file or block device, by worker threads.
 
     create with size_bytes makes a sparse file of that size; a file that is there keeps its content and must have it.
-    inline_writes: writes go into the page cache from the loop's thread. direct: O_DIRECT. Raises OSError, ValueError.
+    inline_writes: writes go into the page cache from the loop's thread. direct: O_DIRECT. redo_path: where atomic writes
+    are kept until they are whole; what is there must have been replayed. Raises OSError, ValueError.
     """
 
     def __cinit__(self, Reactor reactor not None, path, size_bytes=None, bint create=False, bint read_only=False,
                   int workers=4, bint inline_writes=False, uint32_t block_bytes=512, bint direct=False,
-                  uint64_t store_id=0):
+                  uint64_t store_id=0, redo_path=None):
         cdef uint32_t flags = STORE_RANDOM_READ | STORE_CAN_UNMAP | STORE_CAN_MAP | STORE_VOLATILE
         self.file = NULL
         self.path = os.fspath(path)
@@ -342,6 +379,8 @@ cdef class FileStoreHandle(StoreHandle):
         self.store = &self.file.store
         if read_only:
             flags |= STORE_READ_ONLY
+        elif redo_path is not None:
+            flags |= STORE_ATOMIC
         store_init(self.store, &FILE_OPS, reactor.loop, held_bytes, block_bytes, flags)
         self.store.id = store_id
         self.file.fd = fd
@@ -351,6 +390,9 @@ cdef class FileStoreHandle(StoreHandle):
             release_file(self.file)
             self.store.closed = True
             raise OSError(errno_names.EAGAIN, "cannot start worker threads", self.path)
+        self.file.inode = os.fstat(fd).st_ino
+        if flags & STORE_ATOMIC and file_workers_redo(<file_workers*>self.file.workers, os.fsencode(redo_path)) != 0:
+            raise MemoryError("no memory for the name of a redo file")
 
     def __dealloc__(self):
         if self.file != NULL and self.releasable():

@@ -33,6 +33,9 @@ struct file_workers {
     int direct;
     int event_fd;
     int stopping;
+    pthread_mutex_t redo_mutex; /* one atomic write at a time: the redo file holds one */
+    char *redo_path;
+    int redo_fd;                /* -1: not opened yet */
 };
 
 static const uint8_t zeros[PIECE_BYTES] __attribute__((aligned(DIRECT_ALIGN)));
@@ -185,6 +188,82 @@ static int move_by_bounce(int fd, struct file_job *job, uint8_t *bounce) {
     return status;
 }
 
+/* ---- atomic writes: first whole and stable in the redo file, then in place, then the redo file is cleared ---- */
+
+/* The name of a new file is stable only when its folder is. */
+static int flush_folder(const char *path) {
+    char folder[4096];
+    size_t length = strlen(path);
+    int fd, status;
+    if (length >= sizeof(folder))
+        return STATUS_IO;
+    memcpy(folder, path, length + 1);
+    while (length > 0 && folder[length - 1] != '/')
+        length--;
+    strcpy(folder + length, ".");
+    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return STATUS_IO;
+    status = fsync(fd) == 0 ? STATUS_OK : STATUS_IO;
+    close(fd);
+    return status;
+}
+
+static int redo_open(struct file_workers *workers) {
+    if (workers->redo_fd >= 0)
+        return STATUS_OK;
+    workers->redo_fd = open(workers->redo_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return workers->redo_fd < 0 ? STATUS_IO : flush_folder(workers->redo_path);
+}
+
+static int redo_keep(struct file_workers *workers, const struct file_job *job) {
+    uint64_t header_bytes = sizeof(job->redo_header);
+    int status = redo_open(workers);
+    if (status == STATUS_OK)
+        status = file_write(workers->redo_fd, job->redo_header, header_bytes, 0, 0);
+    if (status == STATUS_OK)
+        status = file_write(workers->redo_fd, job->data, job->length_bytes, header_bytes, 0);
+    return status == STATUS_OK ? file_flush(workers->redo_fd) : status;
+}
+
+static int redo_clear(struct file_workers *workers) {
+    int status = file_write(workers->redo_fd, zeros, sizeof(((struct file_job *)0)->redo_header), 0, 0);
+    return status == STATUS_OK ? file_flush(workers->redo_fd) : status;
+}
+
+/* Room is taken first, so that a full file system is met before a byte has changed. A file system that cannot promise
+ * room is taken at its word. */
+static int reserve_room(int fd, const struct file_job *job) {
+    while (fallocate(fd, 0, (off_t)job->offset_bytes, (off_t)job->length_bytes) != 0) {
+        if (errno == ENOSPC || errno == EDQUOT)
+            return STATUS_FULL;
+        if (errno != EINTR)
+            return STATUS_OK;
+    }
+    return STATUS_OK;
+}
+
+static int run_job(struct file_workers *workers, struct file_job *job, uint8_t **bounce);
+
+static int run_atomic(struct file_workers *workers, struct file_job *job, uint8_t **bounce) {
+    int status, cleared;
+    if (!workers->redo_path)
+        return STATUS_IO;
+    job->atomic = 0;            /* from here on an ordinary, stable write */
+    job->stable = 1;
+    pthread_mutex_lock(&workers->redo_mutex);
+    status = reserve_room(workers->fd, job);
+    if (status == STATUS_OK)
+        status = redo_keep(workers, job);
+    if (status == STATUS_OK) {
+        status = run_job(workers, job, bounce);
+        cleared = redo_clear(workers);
+        status = status == STATUS_OK ? cleared : status;
+    }
+    pthread_mutex_unlock(&workers->redo_mutex);
+    return status;
+}
+
 static int run_job(struct file_workers *workers, struct file_job *job, uint8_t **bounce) {
     if (job->op == FILE_FLUSH)
         return file_flush(workers->fd);
@@ -192,6 +271,8 @@ static int run_job(struct file_workers *workers, struct file_job *job, uint8_t *
         return file_unmap(workers->fd, job->length_bytes, job->offset_bytes);
     if (job->op == FILE_MAP)
         return file_map(workers->fd, job);
+    if (job->op == FILE_WRITE && job->atomic)
+        return run_atomic(workers, job, bounce);
     if (workers->direct && (uintptr_t)job->data % DIRECT_ALIGN != 0) {
         if (!*bounce && posix_memalign((void **)bounce, DIRECT_ALIGN, PIECE_BYTES) != 0) {
             *bounce = NULL;
@@ -261,6 +342,8 @@ struct file_workers *file_workers_start(int fd, int threads, int direct) {
         return NULL;
     pthread_mutex_init(&workers->mutex, NULL);
     pthread_cond_init(&workers->wake, NULL);
+    pthread_mutex_init(&workers->redo_mutex, NULL);
+    workers->redo_fd = -1;
     workers->fd = fd;
     workers->direct = direct;
     workers->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -270,6 +353,11 @@ struct file_workers *file_workers_start(int fd, int threads, int direct) {
         return NULL;
     }
     return workers;
+}
+
+int file_workers_redo(struct file_workers *workers, const char *path) {
+    workers->redo_path = strdup(path);
+    return workers->redo_path ? 0 : -1;
 }
 
 int file_workers_event_fd(const struct file_workers *workers) {
@@ -312,6 +400,10 @@ void file_workers_stop(struct file_workers *workers) {
         pthread_join(workers->threads[i], NULL);
     pthread_mutex_destroy(&workers->mutex);
     pthread_cond_destroy(&workers->wake);
+    pthread_mutex_destroy(&workers->redo_mutex);
+    free(workers->redo_path);
+    if (workers->redo_fd >= 0)
+        close(workers->redo_fd);
     if (workers->event_fd >= 0)
         close(workers->event_fd);
     free(workers->threads);

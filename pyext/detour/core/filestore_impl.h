@@ -14,14 +14,18 @@ struct file_job {
     int32_t status;             /* a Status of types.pxd when done */
     uint8_t op;                 /* enum file_op */
     uint8_t stable;             /* a write that is on the medium when done */
+    uint8_t atomic;             /* a write of which no part is ever there alone; stable when done */
     uint8_t mapped;             /* FILE_MAP: the first length_bytes (set when done) are data, else a hole */
     uint32_t block_bytes;       /* FILE_MAP: what the answer is a multiple of */
+    uint8_t redo_header[64];    /* of an atomic write: how it stands in the redo file, before its data (filestore.pyx) */
 };
 
 struct file_workers;
 
 /* NULL when threads or descriptors are out. `direct`: fd is open with O_DIRECT, data may lie anywhere all the same. */
 struct file_workers *file_workers_start(int fd, int threads, int direct);
+/* Before the first atomic write: where the redo file is, or is to be made. -1 when memory is out. */
+int file_workers_redo(struct file_workers *workers, const char *path);
 int file_workers_event_fd(const struct file_workers *workers);          /* readable when jobs are done */
 void file_workers_submit(struct file_workers *workers, struct file_job *job);
 struct file_job *file_workers_take_done(struct file_workers *workers);  /* all of them, oldest first; resets the eventfd */

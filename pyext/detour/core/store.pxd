@@ -17,6 +17,7 @@ cdef enum StoreOp:
 
 cdef enum IoFlag:
     IO_FUA = 1
+    IO_ATOMIC = 2               # WRITE, where STORE_ATOMIC is: no part of it alone, whatever stops it; stable when done
 
 cdef enum StoreFlag:
     STORE_RANDOM_READ = 1       # can be read at any place while it is written
@@ -24,6 +25,7 @@ cdef enum StoreFlag:
     STORE_CAN_UNMAP = 4
     STORE_READ_ONLY = 8
     STORE_CAN_MAP = 32          # tells holes from data; others are taken as mapped as a whole
+    STORE_ATOMIC = 64           # keeps IO_ATOMIC
     STORE_VOLATILE = 16         # has a write cache: FLUSH or IO_FUA are needed for stability
 
 cdef struct ScsiIo:             # what a STORE_COMMAND carries besides io.data / io.length_bytes

@@ -64,8 +64,9 @@ def command(urls: tuple[str, ...], listen: tuple[str, ...], iqn: str, more: tupl
     """Serve files, block devices or memory as iSCSI targets: the first is LUN 0, the next LUN 1 and so on.
 
     The options below count for every LUN. Options of one LUN stand behind its URL after a "?", split by "&": lun=N,
-    read-only, removable, no-write-cache, no-thin, serial=TEXT, size=SIZE, reservations=FILE, delay-ms=N. For example
-    'disk.img?read-only&serial=A1' 'mem:1GiB?lun=7&removable'. A flag with =no takes a common option back.
+    read-only, removable, no-write-cache, no-thin, serial=TEXT, size=SIZE, physical-block=SIZE, reservations=FILE,
+    delay-ms=N. For example 'disk.img?read-only&serial=A1' 'mem:1GiB?lun=7&removable'. A flag with =no takes a common
+    option back.
 
     Prints one line that begins with "ready " when logins are accepted, and ends on SIGINT or SIGTERM.
     """
