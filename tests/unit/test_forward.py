@@ -359,3 +359,12 @@ def test_a_stop_makes_stable_and_leaves_main_alone(world):
         sense = end(world, world.driver.command(bytes([0x1B, 0, 0, 0, byte, 0])))[2]
         assert (sense[12], sense[13]) == codes
     assert not world.main.pending()
+
+
+def test_what_a_page_says_of_sanitize_is_not_told(world):
+    """All else of INQUIRY is main's, bit for bit."""
+    for page, told in ((0xB1, 0x02), (0xB0, 0xF2)):
+        number = world.driver.command(bytes([0x12, 1, page, 0, 64, 0]), data_in_max=64)
+        world.turn()
+        scsi_answer(world.main, data_in=bytes([0, page, 0, 60, 1, 2, 3, 0xF2]) + bytes(56))
+        assert end(world, number)[3] == bytes([0, page, 0, 60, 1, 2, 3, told]) + bytes(56)

@@ -2,7 +2,8 @@
 # SUPPORTED OPERATION CODES, whose answer is filtered. GET LBA STATUS passes too: what main says of its blocks is merged
 # with what the overlay has (lba_status). Before the freeze and after the release everything passes. A unit attention of
 # main is told to every host, and a reset of the gateway's own session with main to none: the command is repeated. What a
-# MODE SELECT changes is followed (main_mode), and told to the other hosts.
+# MODE SELECT changes is followed (main_mode), and told to the other hosts. VPD pages and INQUIRY data are main's, bit for
+# bit, but for what the block device characteristics page says of blocks after a SANITIZE: there is none here.
 #
 # A command carries its data through one pool buffer, which the request keeps until its release.
 from libc.string cimport memcpy, memset
@@ -33,6 +34,10 @@ cdef enum:
     RSOC_DESCRIPTOR_BYTES = 8
     RSOC_TIMEOUTS_BYTES = 12
     REQUEST_SENSE = 0x03
+    INQUIRY = 0x12
+    PAGE_CHARACTERISTICS = 0xB1             # SBC-4 6.6.2
+    ERASE_AT = 7                            # WABEREQ and WACEREQ, beside
+    FORM_FACTOR = 0x0F
     START_STOP_UNIT = 0x1B
     START_EJECT = 0x03                      # LOEJ and START; an eject has LOEJ alone
     START_EJECT_OUT = 0x02
@@ -283,6 +288,9 @@ cdef void take_part(Volume* volume, Request* request) noexcept nogil:
     elif is_merged(volume, request):
         request.data = lba_status_merge(volume, request.command.lba, request.data, <uint32_t>request.data_bytes, &length)
         request.data_bytes = min(length, request.command.length_bytes)
+    elif opcode == INQUIRY and request.cdb[1] & 1 and request.cdb[2] == PAGE_CHARACTERISTICS \
+            and request.data_bytes > ERASE_AT and is_own(volume, request):
+        request.data[ERASE_AT] &= FORM_FACTOR
     elif (opcode == MODE_SENSE_6 or opcode == MODE_SENSE_10) and is_own(volume, request):
         mode_sense_show(request.cdb, request.data, <uint32_t>request.data_bytes, volume.device.software_protected)
     elif request.seq_last != 0:

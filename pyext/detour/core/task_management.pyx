@@ -133,9 +133,11 @@ cdef void target_nexus_event(Target* target, Device* device, int event) noexcept
 cdef void reset_devices(Task* function) noexcept nogil:
     cdef Target* target = function.session.target
     cdef uint8_t code = function_of(function)
+    cdef uint32_t addressed = scsi_lun_of(function.bhs + 8)
     cdef int lun
-    if code == LUN_RESET and function.device != target.fallback:
-        device_event(target.loop, function.device, NEXUS_LUN_RESET)
+    if code == LUN_RESET:
+        if addressed < TARGET_LUNS_MAX:             # else it is of the fallback, which may be in `luns` itself
+            device_event(target.loop, target.luns[addressed], NEXUS_LUN_RESET)
     elif code == TARGET_WARM_RESET or code == TARGET_COLD_RESET:
         for lun in range(TARGET_LUNS_MAX):
             device_event(target.loop, target.luns[lun], NEXUS_TARGET_RESET)

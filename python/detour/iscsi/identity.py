@@ -13,6 +13,7 @@ from typing import Protocol
 from detour.errors import ProtocolError, StorageError
 
 VPD_SERIAL, VPD_DEVICE_ID, VPD_BLOCK_LIMITS, VPD_PROVISIONING = 0x80, 0x83, 0xB0, 0xB2
+VPD_CHARACTERISTICS = 0xB1
 VPD_NAMES = {0x00: "supported pages", 0x80: "unit serial number", 0x83: "device identification",
              0x86: "extended INQUIRY data", 0x88: "SCSI ports", 0xB0: "block limits",
              0xB1: "block device characteristics", 0xB2: "logical block provisioning"}
@@ -178,6 +179,12 @@ async def read_identity(unit: Commander) -> Identity:
                     caching, write_protected, await _luns(unit))
 
 
+def _told(identity: Identity, page: int) -> bytes:
+    """Without what depends on SANITIZE (WABEREQ, WACEREQ), which a gateway does not offer."""
+    data = identity.vpd[page]
+    return data[:7] + bytes([data[7] & 0x0F]) + data[8:] if page == VPD_CHARACTERISTICS and len(data) > 7 else data
+
+
 def differences(one: Identity, other: Identity) -> list[str]:
     """What a host would notice, one sentence each; empty when both look the same."""
     found = same_medium_differences(one, other)
@@ -192,7 +199,7 @@ def differences(one: Identity, other: Identity) -> list[str]:
         name = f"VPD page {page:02X}h ({VPD_NAMES.get(page, 'unnamed')})"
         if page not in one.vpd or page not in other.vpd:
             found.append(f"{name} is there on one side only")
-        elif one.vpd[page] != other.vpd[page] and page not in (VPD_SERIAL, VPD_DEVICE_ID, 0x88):
+        elif _told(one, page) != _told(other, page) and page not in (VPD_SERIAL, VPD_DEVICE_ID, 0x88):
             found.append(f"{name} differs")
     if one.luns != other.luns:
         found.append(f"{len(one.luns)} LUNs are on one side and {len(other.luns)} or others on the other")
