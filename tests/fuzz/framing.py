@@ -146,6 +146,7 @@ class Peer:
     unsent: bytes = b""
     closed: bool = False
     deaf: bool = False          # reads nothing of what comes
+    slow: bool = False          # reads a little of it
     cuts: bool = False          # sends in small pieces
 
 
@@ -218,9 +219,13 @@ class Case:
                   "first_burst_bytes": chance.choice([512, 8192, 65536]), "initial_r2t": chance.random() < 0.4,
                   "immediate_data": chance.random() < 0.7, "outstanding_r2t_max": chance.choice([1, 1, 4, 16]),
                   "cmd_sn": chance.choice([1, 0xFFFFFFF0, 0x7FFFFFF0]), "stat_sn": chance.choice([1, 0xFFFFFFF8])}
-        seed, mood, spoil = chance.getrandbits(63), chance.getrandbits(16), chance.choice([0, 10, 60, 200])
+        seed, spoil = chance.getrandbits(63), chance.choice([0, 10, 60, 200])
+        mood = chance.getrandbits(16) | chance.getrandbits(16)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        narrow = chance.random() < 0.2
+        if narrow:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         name, isid = f"iqn.2026-01.example:hostile{chance.randrange(4)}", bytes([0, 2, 61, 0, 0, chance.randrange(4)])
         status, results, _ = self.world.answer(self.world.target.adopt(theirs.detach(), params, name, isid))
         assert status == 0, status
@@ -229,7 +234,7 @@ class Case:
         fuzzer = HostFuzzer(seed, params, (1 << 20) // self.world.block_bytes, self.world.block_bytes,
                             self.world.luns, spoil, mood)
         fuzzer.naa = self.world.disks[0].naa
-        return Peer(fuzzer, ours, results[0], deaf=chance.random() < 0.03, cuts=chance.random() < 0.15)
+        return Peer(fuzzer, ours, results[0], deaf=chance.random() < 0.03, slow=narrow, cuts=chance.random() < 0.15)
 
     def send(self, peer: Peer) -> None:
         if not peer.unsent:
@@ -249,10 +254,11 @@ class Case:
             peer.closed = True
 
     def receive(self, peer: Peer) -> None:
-        if peer.deaf and self.chance.random() < 0.98:
+        if self.chance.random() < (0.98 if peer.deaf else 0.6 if peer.slow else 0):
             return
+        wanted = 3000 if peer.slow else len(self.room)
         try:
-            while count := peer.sock.recv_into(self.room):
+            while count := peer.sock.recv_into(self.room, wanted):
                 self.figures.answers += peer.fuzzer.consume(self.room, count)
                 if count < len(self.room):
                     return

@@ -46,7 +46,8 @@ class Main:
             "cid": 0, "isid": bytes(6)}
         self.sock, theirs = socket.socketpair()
         self.sock.setblocking(False)
-        self.fuzzer = MainFuzzer(chance.getrandbits(63), params, chance.choice([0, 2, 10, 60]), chance.getrandbits(16))
+        self.fuzzer = MainFuzzer(chance.getrandbits(63), params, chance.choice([0, 5, 30, 150]),
+                                 chance.getrandbits(16) | chance.getrandbits(16))
         self.unsent = b""
         if self.case.ask(self.store.attach(theirs.detach(), params)) != 0:
             self.close()

@@ -21,9 +21,18 @@ cdef inline uint32_t below(Dice* dice, uint32_t bound) noexcept nogil:     # 0 t
 cdef inline bint chance(Dice* dice, uint32_t of_1024) noexcept nogil:
     return (roll(dice) >> 54) < of_1024
 
+# A header's word to spoil: those of tags, numbers, offsets and lengths more often than others.
+cdef inline uint32_t odd_place(Dice* dice) noexcept nogil:
+    cdef uint32_t word = below(dice, 16)
+    return 8 + 4 * word if word < 10 else 36 + 4 * (word % 3)
+
 # A value that breaks things: near `near`, near a power of two, all ones, anything.
 cdef inline uint32_t odd(Dice* dice, uint32_t near) noexcept nogil:
-    cdef uint32_t kind = below(dice, 8)
+    cdef uint32_t kind = below(dice, 10)
+    if kind == 8:
+        return near + 512
+    if kind == 9:
+        return near - 512
     if kind == 0:
         return near - 1
     if kind == 1:

@@ -179,7 +179,7 @@ cdef class HostFuzzer:
         cdef uint32_t what = below(&self.dice, 8)
         cdef uint32_t at, length
         if what < 3 and self.mood & MOOD_FIELDS:
-            at = 8 + 4 * below(&self.dice, 10)
+            at = odd_place(&self.dice)
             put_be32(self.bhs + at, odd(&self.dice, get_be32(self.bhs + at)))
         elif what == 3 and self.mood & MOOD_BITS:
             for at in range(1 + below(&self.dice, 4)):

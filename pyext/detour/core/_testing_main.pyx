@@ -73,6 +73,7 @@ cdef class MainFuzzer:
     cdef uint8_t data[DATA_BYTES_MAX]
     cdef readonly uint64_t pdus
     cdef readonly uint64_t requests
+    cdef uint64_t[64] kinds         # how many of each opcode
 
     def __cinit__(self, uint64_t seed, dict params not None, uint32_t spoil=60, uint32_t mood=0xFFFF):
         cdef uint32_t i
@@ -227,12 +228,13 @@ cdef class MainFuzzer:
             out += 4
         self.stream_bytes = <uint32_t>(out + padded - self.stream)
         self.pdus += 1
+        self.kinds[self.bhs[0] & 0x3F] += 1
 
     cdef void spoil_pdu(self) noexcept nogil:
         cdef uint32_t what = below(&self.dice, 8)
         cdef uint32_t at
         if what < 4 and self.mood & MOOD_FIELDS:
-            at = 8 + 4 * below(&self.dice, 10)
+            at = odd_place(&self.dice)
             put_be32(self.bhs + at, odd(&self.dice, get_be32(self.bhs + at)))
         elif what == 4 and self.mood & MOOD_BITS:
             self.bhs[below(&self.dice, 48)] ^= <uint8_t>(1 << below(&self.dice, 8))
@@ -384,6 +386,11 @@ cdef class MainFuzzer:
                     break
                 self.one()
         return (<char*>self.stream)[:self.stream_bytes]
+
+    @property
+    def opcodes(self) -> dict:
+        """How many PDUs of each opcode were made."""
+        return {code: self.kinds[code] for code in range(64) if self.kinds[code]}
 
     @property
     def waiting(self) -> int:
