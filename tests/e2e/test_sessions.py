@@ -96,7 +96,7 @@ def test_the_same_nexus_again_ends_the_old_session():
             first, = portal.listener.sessions
             one.on_state(states.append)
             # The loser must not come back on its own, or both would take turns for ever.
-            one._begin_retry = lambda wait_seconds, retry_seconds: states.append("would retry")
+            one._begin_retry = lambda *_: states.append("would retry")
             async with await connect(runtime, portal.url(), initiator_name=INITIATOR, isid=ISID) as other:
                 await until(lambda: "would retry" in states)
                 assert first not in portal.listener.sessions and len(portal.listener.sessions) == 1
@@ -161,7 +161,7 @@ def test_the_pause_that_the_target_announces_is_kept(time2wait_s, monkeypatch):
     async def work(runtime):
         async with Portal(runtime) as portal:
             store = await connect(runtime, portal.url())
-            monkeypatch.setattr(Connection, "_begin_retry", lambda self, wait, limit: pauses.append(wait))
+            monkeypatch.setattr(Connection, "_begin_retry", lambda self, wait, *_: pauses.append(wait))
             await runtime.wait(portal.handle.send_home(time2wait_s))
             await until(lambda: pauses)
             assert pauses == [time2wait_s] and store.state == "lost"
