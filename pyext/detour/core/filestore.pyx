@@ -25,9 +25,9 @@ from detour.core.crc32c cimport crc32c_update
 from detour.core.debug cimport invariant
 from detour.core.pool cimport slab_free, slab_get, slab_init, slab_put
 from detour.core.reactor cimport (Command, Reactor, command_done, loop_timer, loop_timer_stop, loop_unwatch, loop_watch)
-from detour.core.store cimport (IO_ATOMIC, IO_FUA, STORE_ATOMIC, STORE_CAN_MAP, STORE_CAN_UNMAP, STORE_FLUSH, STORE_MAP, STORE_RANDOM_READ,
-                                STORE_READ, STORE_READ_ONLY, STORE_UNMAP, STORE_VOLATILE, STORE_WRITE, StoreOps,
-                                store_finish, store_init)
+from detour.core.store cimport (IO_ATOMIC, IO_FUA, STORE_ATOMIC, STORE_CAN_MAP, STORE_CAN_UNMAP, STORE_FLUSH,
+                                STORE_MAP, STORE_RANDOM_READ, STORE_READ, STORE_READ_ONLY, STORE_UNMAP,
+                                STORE_VOLATILE, STORE_WRITE, StoreOps, store_finish, store_init)
 
 cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLIN
