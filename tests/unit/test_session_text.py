@@ -173,3 +173,22 @@ def test_a_session_that_ends_amid_an_exchange_leaves_nothing(world):
         host.close()
         assert world.quiet()
         assert world.ask(world.target.text_response(host.session_id, itt, b"late")) < 0
+
+
+def test_text_that_finds_no_memory_is_rejected():
+    world = World(buffer_bytes=2 << 20)
+    host, greedy = Host(world), Host(world, isid=b"\0\2\x3d\0\0\2", initial_r2t=True, immediate_data=False)
+    for _ in range(2):
+        greedy.begin(bytes([0x8A]) + bytes(11) + b"\x08\0\0\0", flags=0x20, edtl=1 << 20)
+    other = Host(world, isid=b"\0\2\x3d\0\0\3", eat_attention=False, initial_r2t=True, immediate_data=False)
+    assert greedy.pdu()
+    other.begin(bytes(6))
+    assert other.pdu()
+    other.begin(bytes([0x8A]) + bytes(11) + b"\x08\0\0\0", flags=0x20, edtl=1 << 20)
+    assert other.pdu() and world.reactor.buffers_taken_bytes == 2 << 20
+    ask(host, b"SendTargets=\0")
+    assert rejected(host) == LONG and asked(world, host) is None
+    for one in (host, greedy, other):
+        one.close()
+    assert world.quiet()
+    world.close()

@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 
 from detour.core.conn cimport (Conn, ConnOps, conn_close, conn_free, conn_init, conn_tx_queue)
 from detour.core.device cimport NEXUS_LOGIN, NEXUS_LOGOUT
-from detour.core.endian cimport get_be16, get_be32, put_be16, put_be32
+from detour.core.endian cimport get_be24, get_be32, put_be32
 from detour.core.iscsi cimport *
 from detour.core.pdu cimport sn_le, sn_lt
 from detour.core.pool cimport pool_get, pool_put, slab_free, slab_init
@@ -398,7 +398,9 @@ cdef void act(Session* session, const uint8_t* bhs, uint8_t* buffer, uint32_t bu
         nop_out(session, bhs, buffer, buffer_bytes)
         return
     if opcode == OP_TEXT_REQUEST:
-        if buffer == NULL:
+        if buffer == NULL and get_be24(bhs + 5) > 0:
+            session_reject(session, bhs, REJECT_LONG_OPERATION)     # no memory for its data
+        elif buffer == NULL:
             text_request(session, bhs, NULL, 0)
         else:
             text_request(session, bhs, buffer + ECHO_HEAD_BYTES, buffer_bytes - ECHO_HEAD_BYTES)
