@@ -42,6 +42,7 @@ def test_what_the_url_says_of_digests_names_and_the_target_counts(monkeypatch):
     monkeypatch.setenv("DETOUR_TEST_SECRET", "the target's secret")
     url = parse_iscsi_url("iscsi://user%own-secret@host/iqn.2026-01.example:a/1?mutual-user=main&data-digest=crc32c"
                           "&mutual-secret-env=DETOUR_TEST_SECRET&initiator-name=iqn.2026-01.example:me")
+    assert login_options(parse_iscsi_url(f"{PLAIN}?header-digest=crc32c")).wishes.header_digest == ("CRC32C", "None")
     how = login_options(url)
     assert how.mutual == Credentials("main", Secret("the target's secret")) and how.initiator_name.endswith(":me")
     assert how.wishes.data_digest == ("CRC32C", "None") and how.wishes.header_digest == ("None",)

@@ -260,13 +260,15 @@ def test_exchanges_without_end_are_refused():
 
 
 @pytest.mark.parametrize("change", [
-    {"isid": b"other!"}, {"itt": 99}, {"csg": 1}, {"transit": True, "more": True}, {"nsg": 3}])
+    {"isid": b"other!"}, {"itt": 99}, {"csg": 1}, {"transit": True, "more": True}, {"nsg": 3}, {"version_active": 1},
+    {"itt": 99, "status_class": 1, "status_detail": 1, "data": b"TargetAddress=192.0.2.1\0"}])
 def test_the_initiator_checks_what_it_is_answered(change):
     initiator = initiator_login()
     initiator.first()
-    fields = {"isid": ISID, "itt": 1, "csg": 0, "nsg": 1, "transit": True, **change}
+    fields = {"isid": ISID, "itt": 1, "csg": 0, "nsg": 1, "transit": True,
+              "data": encode_text([("AuthMethod", "None")]), **change}
     with pytest.raises(ProtocolError):
-        initiator.receive(LoginResponse(data=encode_text([("AuthMethod", "None")]), **fields))
+        initiator.receive(LoginResponse(**fields))
 
 
 def test_a_target_may_not_move_on_uninvited():

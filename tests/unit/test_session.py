@@ -277,11 +277,22 @@ def test_a_discovery_session_that_the_portal_ends():
 
 
 def test_digests_are_not_asked_for_in_discovery():
+    asked = []
+
+    def begin():
+        answer = discovering(lambda request, number: response(request))()
+
+        def noting(header, data):
+            asked.extend(value for key, value in wire.decode_text(data) if key.endswith("Digest"))
+            return answer(header, data)
+        return noting
+
     async def work():
-        async with Peer(discovering(lambda request, number: response(request))) as peer:
+        async with Peer(begin) as peer:
             wishes = Wishes(header_digest=("CRC32C",), data_digest=("CRC32C",))
             assert (await discover("127.0.0.1", peer.port, options(wishes=wishes)))[0].name == "iqn.2026-01.x:a"
     run(work)
+    assert asked == ["None", "None"]
 
 
 def test_isids_are_of_the_random_kind_and_differ():
