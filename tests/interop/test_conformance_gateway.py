@@ -1,0 +1,69 @@
+"""iscsi-test-cu (libiscsi), the whole suite, through the gateway while a detour copies: with `detour target` and with
+tgt as main. Nothing may fail that does not fail on main alone; afterwards main holds what the suite left, and the
+backup what main held before.
+"""
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.interop.test_foreign_clients import (
+    DETOUR,
+    HELD,
+    MAINS,
+    begin,
+    check_end,
+    check_still,
+    clients_of,
+    first_content,
+    new_site,
+)
+from tests.support.conformance import Outcome, document_table, failures, run, table
+from tests.support.conformance import skips as skips_of
+from tests.support.foreign_clients import check_same
+
+PASSED_MIN = 204                # of 210 that main passes alone: SANITIZE is refused during a detour
+SKIPS = "### What is skipped through the gateway"
+
+pytestmark = [pytest.mark.peer("iscsi-test-cu", "qemu-img"), pytest.mark.slow]
+
+
+async def suite_alone(main: str, folder: Path) -> list[Outcome]:
+    async with new_site(main, folder) as site:
+        url = clients_of(site).url
+        return await asyncio.to_thread(run, [url, url])
+
+
+async def suite_in_mid_detour(main: str, folder: Path, columns: dict[str, list[Outcome]]) -> None:
+    """The hosts log in to main, which sends them on to the gateway; so does the tool's second path."""
+    async with new_site(main, folder, volume=HELD, journal="1GiB") as site:
+        url = clients_of(site).url
+        await site.start_gateway()
+        detour_id = await begin(site, "copying")
+        columns["gateway"] = await asyncio.to_thread(run, [url, url])
+        await check_still(site, detour_id, "copying")
+        content = await asyncio.to_thread(clients_of(site).read_out)
+        await site.gateway.end()
+        site.volume = ""
+        await site.start_gateway()
+        check_end(site, await site.wait_over(), content)
+        check_same(site.pit_image.read_bytes(), first_content(), "the point in time")
+
+
+@pytest.mark.parametrize("main", MAINS)
+def test_suite_through_the_gateway(main: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    columns: dict[str, list[Outcome]] = {}
+    try:
+        columns["alone"] = asyncio.run(suite_alone(main, tmp_path / "alone"))
+        asyncio.run(suite_in_mid_detour(main, tmp_path / "site", columns))
+    finally:
+        with capsys.disabled():
+            print(f"\n{main} as main\n{table(columns)}")
+    if main == DETOUR:
+        assert failures(columns["gateway"]) == []
+        named = {row[0] for heading in (FIXED_SKIPS, MORE_SKIPS) for row in document_table(heading)}
+        assert skips_of(columns["gateway"]) == named
+    else:
+        assert failures(columns["gateway"], columns["alone"]) == []
