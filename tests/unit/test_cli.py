@@ -55,6 +55,12 @@ def test_help_does_not_load_the_core():
         (["bench", "mem:16MiB", "--io-size", "3000", "--seconds", "0.1"], "multiple"),
         (["bench", "nonsense:7"], "no known kind of storage"),
         (["target", "mem:16MiB", "--chap-user", "me"], "belong together"),
+        (["target", "mem:16MiB", "--mutual-user", "me"], "belong together"),
+        (["target", "mem:16MiB", "--mutual-user", "me", "--mutual-secret-file", "SECRET"], "of the hosts"),
+        (["target", "mem:16MiB", "--discovery-mutual-user", "me", "--discovery-mutual-secret-file", "SECRET"],
+         "of the hosts"),
+        (["target", "mem:16MiB", "--allow-network", "192.0.2.1/24"], "no network"),
+        (["target", "mem:16MiB", "--chap-algorithm", "md4"], "no CHAP algorithm"),
         (["target"], "nothing to serve"),
         (["target", "mem:16MiB?removeable"], "unknown option 'removeable'"),
         (["target", "mem:16MiB", "--target", "mem:16MiB"], "is not IQN=URL"),
@@ -63,8 +69,10 @@ def test_help_does_not_load_the_core():
         (["demo", "--size", "12 parsecs"], "is not a size"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_code_2(capfd, arguments, sentence):
-    code, out, err = run(capfd, *arguments)
+def test_wrong_use_is_one_sentence_and_code_2(capfd, tmp_path, arguments, sentence):
+    (tmp_path / "SECRET").touch(0o600)
+    (tmp_path / "SECRET").write_text("a secret for tests\n")
+    code, out, err = run(capfd, *[str(tmp_path / word) if word == "SECRET" else word for word in arguments])
     assert code == 2 and out == ""
     lines = err.splitlines()
     assert lines[0].startswith("detour: ") and sentence in err and "Traceback" not in err

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from detour.errors import ClosedError, StorageError
-from detour.iscsi import initiator
+from detour.errors import ClosedError, StorageError, TimeoutError_
+from detour.iscsi import initiator, probe
 from detour.iscsi.identity import Identity
 from detour.iscsi.negotiation import Negotiation, Wishes
 from detour.iscsi.session import Login
@@ -51,6 +51,20 @@ def test_a_target_that_takes_logins_and_answers_nothing_is_given_up(monkeypatch)
                 await store.read(0, 512)
             assert store.state == "failed" and len(peer.sockets) >= 3
             await store.close()
+    asyncio.run(work())
+    peer.close()
+
+
+def test_a_single_command_has_a_limit_too(monkeypatch):
+    """Before the core has the session, as `detour ls` asks: a mute target is given up."""
+    monkeypatch.setattr(probe, "COMMAND_SECONDS", 0.2)
+    peer = MuteTarget(monkeypatch)
+
+    async def work():
+        done = await initiator.login("192.0.2.1", 3260, "iqn.2026-01.example:d", None)
+        with done.sock, pytest.raises(TimeoutError_, match="command 00h"):
+            async with asyncio.timeout(10):
+                await probe.RawUnit(done, 0).command(bytes(6))
     asyncio.run(work())
     peer.close()
 

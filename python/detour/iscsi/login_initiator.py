@@ -93,7 +93,9 @@ class InitiatorLogin:
 
     def _check(self, response: LoginResponse) -> None:
         self._rounds += 1
-        if response.status_class == 1 and response.itt == self._itt:
+        if response.status_class == 1 and response.itt != self._itt:
+            raise ProtocolError("the Login Response answers another login")
+        if response.status_class == 1:
             raise self._redirect(response)
         if response.status_class:
             raise LoginError(status_sentence(response.status_class, response.status_detail),
