@@ -4,6 +4,7 @@ Nothing may crash, and nothing wrong may be served: what a read answers for a bl
 """
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import dataclass
 
@@ -82,11 +83,10 @@ class Case:
         return out
 
     def recover(self, old: VolumeWorld, image: bytearray) -> None:
-        world = VolumeWorld.__new__(VolumeWorld)
-        world.__dict__.update({name: value for name, value in old.__dict__.items()
-                               if name in ("block", "chunk_blocks", "blocks", "journal_bytes", "pool_bytes", "chance",
-                                           "power", "sync_always", "automatic", "turn_ns", "clock_ns")})
-        world.open, world.answers, world.events, world.journal_media = [], {}, [], None
+        world = copy.copy(old)
+        for name, value in vars(old).items():
+            if isinstance(value, list | dict) and name != "history":
+                setattr(world, name, type(value)())
         try:
             world.build(image)
         except (DetourError, ValueError):
