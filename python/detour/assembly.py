@@ -27,7 +27,7 @@ from detour.iscsi.initiator import Connection, connect, default_initiator_name
 from detour.iscsi.listener import Listener, TargetEntry
 from detour.mirror import MainMirror
 from detour.moving import Arrived
-from detour.redirect.base import REGISTRY, Address, Memo, OwnSession, RedirectDriver, VolumeContext, make_driver
+from detour.redirect.base import Address, Memo, OwnSession, RedirectDriver, VolumeContext, make_driver
 from detour.run_parts import CORE_PASS
 from detour.runtime import Runtime
 from detour.stores import open_store
@@ -150,9 +150,6 @@ def check_served(config: Config) -> None:
     """Refuses what the configuration may say, and this version cannot do, before anything is begun. ConfigError."""
     mains = {name: place_text(section.main) for name, section in config.volume.items()}
     for name, section in config.volume.items():
-        if section.redirect["driver"] not in REGISTRY:
-            raise ConfigError(f"the redirect driver {section.redirect['driver']!r} is not in this version; there are "
-                              + ", ".join(sorted(REGISTRY)), key=f"volume.{name}.redirect.driver")
         if isinstance(section.main, IscsiUrl) and section.target_name.lower() != section.main.target.lower():
             raise ConfigError(f"a host that main redirects asks for the same name here, {section.main.target}",
                               key=f"volume.{name}.target")

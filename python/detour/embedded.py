@@ -268,11 +268,11 @@ class Redirectable(Protocol):
 
 class _Routes:
     def __init__(self, targets: Sequence[Redirectable]) -> None:
-        self._targets = {target.entry.iqn: target for target in targets}
+        self._targets = targets
 
     def _check(self, request: Request) -> Redirectable:
         iqn = request.path_params["iqn"]
-        target = self._targets.get(iqn.lower())
+        target = next((one for one in self._targets if one.entry.iqn == iqn.lower()), None)
         if target is None:
             raise LookupError(f"there is no target {iqn}")
         return target
@@ -281,7 +281,7 @@ class _Routes:
         return JSONResponse({"ok": True})
 
     async def targets(self, request: Request) -> JSONResponse:
-        return JSONResponse([target.document() for target in self._targets.values()])
+        return JSONResponse([target.document() for target in self._targets])
 
     async def sessions(self, request: Request) -> JSONResponse:
         target = self._check(request)

@@ -81,7 +81,6 @@ def test_what_can_be_served_is_not_refused(tmp_path):
 
 @pytest.mark.parametrize(("old", "new", "key", "reason"), [
     ("file://{folder}/backups/", "repo:///backup", "store.raw.url", "chunk repository"),
-    ('"tgt"', '"hook"', "volume.db01.redirect.driver", "'hook' is not in this version; there are detour, tgt"),
     ("[volume.web]", '[volume.web]\ntarget = "iqn.2026-01.example:other"', "volume.web.target", "same name"),
     ("file://{folder}/backups/", "{folder}/x/../web.journal", "store.raw.url", "journal of web"),
     ("file://{folder}/backups/", "iscsi://192.0.2.20:3260/iqn.2026-01.example:DB/2", "store.raw.url", "main storage"),

@@ -109,6 +109,13 @@ def test_two_volumes_share_neither_target_nor_journal():
         parse_config(second(("db01.journal", "db02.journal")))
 
 
+def test_the_drivers_that_a_configuration_may_name_are_there():
+    from detour.config import DRIVERS
+    from detour.redirect import REGISTRY
+
+    assert set(DRIVERS) == set(REGISTRY)
+
+
 def test_chap_secrets_are_read_and_checked(tmp_path):
     (tmp_path / "a").write_text("first secret\n")
     (tmp_path / "b").write_text("second secret\n")

@@ -169,7 +169,8 @@ class Lio:
             code = subprocess.run(["/bin/sh", *sys.argv[1:]]).returncode
             for acl, when in depths.items():
                 if acl.stat().st_mtime_ns != when:
-                    (acl.parent / "info").write_text("No active iSCSI Session for Initiator Endpoint: " + acl.parent.name)
+                    text = f"No active iSCSI Session for Initiator Endpoint: {{acl.parent.name}}"
+                    (acl.parent / "info").write_text(text)
             if (group / "enable").read_text() == "0\\n":
                 (group / "dynamic_sessions").write_bytes(b"")
                 for info in group.glob("acls/*/info"):

@@ -4,7 +4,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from detour.core.device cimport (Device, DeviceHandle, NEXUS_LOGIN, NEXUS_LOGOUT, Nexus, REQUEST_COMMAND,
-                                 REQUEST_FLUSH, REQUEST_FUA, REQUEST_PLACED, REQUEST_READ, REQUEST_UNMAP, REQUEST_WRITE, Request)
+                                 REQUEST_FLUSH, REQUEST_FUA, REQUEST_PLACED, REQUEST_READ, REQUEST_UNMAP,
+                                 REQUEST_WRITE, Request)
 from detour.core.fault_store cimport FaultStoreHandle
 from detour.core.journal cimport JournalHandle
 from detour.core.scsi cimport ScsiCommand, scsi_decode
