@@ -202,8 +202,8 @@ def test_gateway_while_it_copies(main, measures, capsys, tmp_path):
     check_same(content, direct, "through the gateway against directly")
 
 
-CATCH_UP_FAMILIES = ("Read10", "Read16", "Write10", "Write16", "WriteVerify16", "Verify16", "WriteSame16",
-                     "iSCSIResiduals")
+CATCH_UP_FAMILIES = ("CompareAndWrite", "GetLBAStatus", "ProutReserve", "Read10", "Read16", "Write10", "Write16",
+                     "WriteVerify16", "Verify16", "WriteSame16", "iSCSIResiduals")
 SCATTERED = [(at, 4096) for at in range(0, SIZE // 2, 8192)]
 
 

@@ -24,8 +24,8 @@ FAMILIES = (
 )
 SLOW_FAMILY = "iSCSIcmdsn"      # waits six seconds for answers that must not come: runs beside the others
 # Which of these may pass over tests, because a disk need not have what they ask for.
-OPTIONAL = {"ReadDefectData10", "ReadDefectData12", "ReadOnly", "WriteAtomic16", "WriteSame10", "WriteSame16",
-            "ReportSupportedOpcodes"}
+OPTIONAL = {"CompareAndWrite", "ReadDefectData10", "ReadDefectData12", "ReadOnly", "WriteAtomic16", "WriteSame10",
+            "WriteSame16", "ReportSupportedOpcodes"}
 PREAMBLE = "PERSISTENT RESERVE IN is not implemented"      # asked before and after each family
 PAGES = (0x00, 0x80, 0x83, 0xB0)
 KIB = 1024
