@@ -47,13 +47,15 @@ class Site:
     gateway_host = "127.0.0.1"
 
     def __init__(self, folder: Path, size_bytes: int = 64 << 20, *, journal: str = "128MiB", volume: str = "",
-                 store_url: str = "", target_options: tuple[str, ...] = (), after_freeze: str = "") -> None:
+                 store_url: str = "", target_options: tuple[str, ...] = (), main_options: str = "",
+                 after_freeze: str = "") -> None:
         self.folder = folder
         self.size_bytes = size_bytes
         self.journal = journal
         self.volume = volume
         self.store_url = store_url or f"file://{folder / 'backup.img'}"
         self.target_options = target_options
+        self.main_options = main_options            # behind main's image: "?physical-block=4KiB"
         self.after_freeze = after_freeze
         self.main_api = folder / "main.sock"        # where the gateway finds it
         self.port = free_port(self.gateway_host)
@@ -100,7 +102,7 @@ class Site:
 
     async def start_main(self) -> None:
         self.main = await Child.start("main", [
-            "target", str(self.main_image), "--listen", f"127.0.0.1:{self.main_port}", "--iqn", IQN,
+            "target", f"{self.main_image}{self.main_options}", "--listen", f"127.0.0.1:{self.main_port}", "--iqn", IQN,
             "--api", f"unix:{self.folder / 'main.sock'}", *self.target_options], self.log_file("main"))
         await self.main.wait_ready()
         self.main_url = f"iscsi://127.0.0.1:{self.main_port}/{IQN}/0"

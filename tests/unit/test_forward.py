@@ -88,7 +88,7 @@ def test_a_main_that_fails_is_a_check_condition(world):
 
 
 @pytest.mark.parametrize("cdb", [
-    bytes([0x04, 0, 0, 0, 0, 0]), bytes([0x48]) + bytes(9),   # FORMAT UNIT, SANITIZE
+    bytes([0x04, 0, 0, 0, 0, 0]),                             # FORMAT UNIT
     bytes([0x3B, 5]) + bytes(8), bytes([0x83]) + bytes(15),   # WRITE BUFFER, EXTENDED COPY
     bytes([0x3F]) + bytes(8), bytes([0x9F, 0x11]) + bytes(14),   # WRITE LONG
     bytes([0x07, 0, 0, 0, 0, 0]), bytes([0x7F]) + bytes(15), bytes([0xC1]) + bytes(15)])
@@ -97,6 +97,17 @@ def test_what_could_change_the_medium_is_refused(world, cdb):
     status, scsi_status, sense, _ = end(world, world.driver.command(cdb, data_in_max=0))
     assert (status, scsi_status) == (E_CHECK, CHECK)
     assert (sense[2] & 0x0F, sense[12], sense[13]) == INVALID_OPCODE
+    assert not world.main.pending()
+
+
+@pytest.mark.parametrize(("action", "length", "good"), [
+    (0x1F, 0, True), (0x1F, 8, False), (0x01, 0, False), (0x02, 0, False), (0x03, 0, False), (0x00, 0, False)])
+def test_nothing_is_sanitized_so_there_is_no_failure_to_leave(world, action, length, good):
+    world.freeze()
+    status, scsi_status, sense, _ = end(world, world.driver.command(
+        bytes([0x48, action, 0, 0, 0, 0, 0, 0, length, 0]), data_in_max=0))
+    assert (status, scsi_status) == ((0, GOOD) if good else (E_CHECK, CHECK))
+    assert good or (sense[2] & 0x0F, sense[12], sense[13]) == (5, 0x24, 0)
     assert not world.main.pending()
 
 
@@ -143,7 +154,8 @@ def test_a_list_that_is_cut_short_is_not_read_beyond_its_end(world, cut):
 
 
 @pytest.mark.parametrize("opcode,action,supported", [(0x28, 0, True), (0x89, 0, True), (0x9E, 0x10, True),
-                                                     (0x7F, 0x09, False), (0x42, 0, False), (0x48, 3, False)])
+                                                     (0x7F, 0x09, False), (0x42, 0, False), (0x48, 3, False),
+                                                     (0x48, 0x1F, True)])
 def test_one_command_asked_for(world, opcode, action, supported):
     world.freeze()
     world.command(world.volume.set_offered({0x42: 1}))

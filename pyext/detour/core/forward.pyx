@@ -35,6 +35,7 @@ cdef enum:
     RSOC_TIMEOUTS_BYTES = 12
     REQUEST_SENSE = 0x03
     INQUIRY = 0x12
+    EXIT_FAILURE_MODE = 0x1F
     PAGE_CHARACTERISTICS = 0xB1             # SBC-4 6.6.2
     ERASE_AT = 7                            # WABEREQ and WACEREQ, beside
     FORM_FACTOR = 0x0F
@@ -83,6 +84,9 @@ cdef bint execute_here(Volume* volume, Request* request) noexcept nogil:
     cdef uint8_t opcode = request.command.opcode
     if opcode == REQUEST_SENSE and volume.nexuses.pending:
         return tell_attention(volume, request)
+    if request.command.cls == SCSI_SANITIZE and overlay_is_on(volume):
+        leave_failure_mode(volume, request)
+        return True
     if opcode != START_STOP_UNIT and opcode != PREVENT_ALLOW_REMOVAL:
         return False
     if reservations_conflict_cdb(&volume.reservations, request.nexus, request.cdb):
@@ -94,6 +98,16 @@ cdef bint execute_here(Volume* volume, Request* request) noexcept nogil:
         return False
     start_or_stop(volume, request)
     return True
+
+
+cdef void leave_failure_mode(Volume* volume, Request* request) noexcept nogil:
+    """SANITIZE (SBC-3 5.24): nothing is erased here, so none has failed, and EXIT FAILURE MODE has nothing to do."""
+    if request.command.service_action != EXIT_FAILURE_MODE or request.command.length_bytes != 0:
+        refuse(volume, request, SENSE_INVALID_FIELD_IN_CDB)
+        return
+    request.data_bytes = 0
+    request.scsi_status = STATUS_GOOD
+    overlay_finish(volume, request, OK)
 
 
 cdef void start_or_stop(Volume* volume, Request* request) noexcept nogil:
@@ -334,7 +348,9 @@ cdef bint offered(const Device* device, uint8_t opcode, uint16_t service_action)
         return False
     if device.withheld[opcode] >> command.service_action & 1:
         return False
-    return command.cls not in (SCSI_UNKNOWN, SCSI_FORMAT, SCSI_SANITIZE, SCSI_OTHER_MEDIUM)
+    if command.cls == SCSI_SANITIZE:
+        return command.service_action == EXIT_FAILURE_MODE
+    return command.cls not in (SCSI_UNKNOWN, SCSI_FORMAT, SCSI_OTHER_MEDIUM)
 
 
 cdef uint32_t filter_opcodes(const Device* device, uint8_t* data, uint32_t length_bytes,
