@@ -27,6 +27,7 @@ from detour.iscsi.initiator import Connection, connect, default_initiator_name
 from detour.iscsi.listener import Listener, TargetEntry
 from detour.mirror import MainMirror
 from detour.moving import Arrived
+from detour.pause import Pause
 from detour.redirect.base import Address, Memo, OwnSession, RedirectDriver, VolumeContext, make_driver
 from detour.run_parts import CORE_PASS
 from detour.runtime import Runtime
@@ -94,6 +95,7 @@ class Unit:
     note: bytes = b""
     trouble: str = ""               # why it is not there; empty when it is
     damaged: bool = False           # its journal cannot be trusted: the administrator has to decide
+    pause: Pause = field(default_factory=Pause)
 
     @property
     def ready(self) -> bool:

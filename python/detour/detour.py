@@ -21,10 +21,10 @@ from typing import Any
 
 import structlog
 
-from detour import cutover
 from detour.backups.catalog import BackupRecord, Status, new_backup_id
 from detour.backups.raw import Sink, remove_partial
-from detour.cutover import History, Limits, Round, Step
+from detour.catch_up import CatchUp
+from detour.cutover import Step
 from detour.errors import BusyError, DetourError, StorageError, from_status
 from detour.gate import Gate
 from detour.hook import run_hook
@@ -69,6 +69,7 @@ class DetourRun:
         self.warnings: list[str] = []
         self.phases = Phases(self._moved)
         self.figures = Figures(parts.live)
+        self._rounds = CatchUp(parts, self.figures, self._quietly)
         self.gate = Gate(parts.settings.cutover_windows, hold_cutover)
         self._waits_because = ""                # the cutover would fit, and is held back
         self._outcome: Result | None = None     # what the result will be
@@ -368,8 +369,8 @@ class DetourRun:
         await self._let_through()
         if self.live.phase >= CORE_COPYING:
             self.figures.frozen = True
-            await self._insist("catch-up", lambda: self.live.catch_up(
-                self.settings.reads_from_backup and not given_up and self._sink is not None))
+            from_backup = self.settings.reads_from_backup and not given_up and self._sink is not None
+            await self._insist("catch-up", lambda: self._rounds.rehearse("release", self.live.catch_up(from_backup)))
             self._enter(Phase.CATCHING_UP, edge)
             await self._catch_up()
         else:
@@ -426,7 +427,8 @@ class DetourRun:
 
     async def _catch_up(self) -> None:
         """Rounds (S501-S514) until the decision (S601-S603) lets the host go home and that has worked."""
-        history, waits = History(), Backoff(self.settings)
+        waits = Backoff(self.settings)
+        self._rounds.begin()
         while True:
             if self.live.phase < CORE_COPYING:      # a release that was given up as too slow has come after all
                 self.phases.move(Phase.HOLDING)
@@ -434,7 +436,7 @@ class DetourRun:
                 self.phases.move(Phase.GOING_HOME)
                 return
             try:
-                done, _runs, seconds = await self.live.round()
+                decision = await self._rounds.round(self._may_go)
             except BusyError:                       # a round of a hold that was given up still runs
                 await asyncio.sleep(self.settings.poll_s)
                 continue
@@ -442,22 +444,11 @@ class DetourRun:
                 self._warn(f"a catch-up round failed: {sentence_of(error)}")
                 await asyncio.sleep(waits.next())
                 continue
-            left = self.figures.sample()["unreflected_bytes"]
-            history = cutover.observe(history, Round(done, seconds, left))
-            self.figures.rounds += 1
-            self.figures.caught_up_bytes += done
-            self.figures.catch_up_speed = history.speed_bytes_s
-            decision = cutover.decide(history, left, self.figures.host_bytes_per_second, self._limits(),
-                                      window_open=self._may_go())
-            self.figures.predicted_ms = decision.predicted_s * 1e3
             if decision.step is Step.HOLD:
-                if await self._cut_over():
+                if await self._cut_over(waits):
                     return
-                await asyncio.sleep(waits.next())
             elif decision.step is Step.THROTTLE:
-                history = cutover.throttled(history)
-                log.info("the host is slowed", volume=self.live.name, bytes_per_second=round(decision.bytes_per_second))
-                await self._quietly("the throttle", self.live.throttle(int(decision.bytes_per_second)))
+                await self._rounds.slow(decision.bytes_per_second, decision.reason)
             else:
                 await asyncio.sleep(decision.seconds if decision.step is Step.WAIT else 0.0)
 
@@ -472,21 +463,23 @@ class DetourRun:
             self._tell()
         return not because
 
-    def _limits(self) -> Limits:
-        return Limits(max_pause_s=self.settings.max_pause_s, overhead_s=0.08 + self._way_in.redirect_s)
-
-    async def _cut_over(self) -> bool:
+    async def _cut_over(self, waits: Backoff) -> bool:
         """S601-S604, S701-S704. False: it was put off, and the host is served on, still on the overlay."""
         async with self._watch.lock:
             try:
                 await self._watch.keep_redirecting()        # hosts are not held for a main that does not answer
             except (DetourError, OSError) as error:
                 self._warn(f"the way home was put off: {sentence_of(error)}")
-                return False
-            self.phases.move(Phase.HOLDING)
-            home = await self._hold_and_clear()
+                home = None
+            else:
+                if not self._rounds.still_fits():
+                    return False
+                self.phases.move(Phase.HOLDING)
+                home = await self._hold_and_clear()
         if not home and self.live.phase >= CORE_COPYING:
-            self.phases.move(Phase.CATCHING_UP, Trigger.FAULT)
+            if home is not None:
+                self.phases.move(Phase.CATCHING_UP, Trigger.FAULT)
+            await asyncio.sleep(waits.next())
             return False
         if not home:
             await self._clear_and_hold()
@@ -499,15 +492,25 @@ class DetourRun:
         The release comes before the redirect is cleared: from that moment on a host may write to main by itself, and a
         journal that still counted would be replayed over it after a crash.
         """
+        pause, limit_s = self.parts.pause, self._rounds.hold_limit_s()
+
         async def steps() -> None:
-            await self._hold_and_drain()
-            await self.live.hold()
-            await self.live.drain()
-            await self._last_rounds()
-            await self.live.flush_main(self.settings.hold_limit_s)
-            await self._whole(self.live.release())
-            await self._clear_redirect()
-        return await self._while_held(steps)
+            with pause.measure("drain"):
+                await self._hold_and_drain()
+                await self.live.hold()
+                await self.live.drain()
+            await self._rounds.last_rounds()
+            with pause.measure("flush"):
+                await self.live.flush_main(self.settings.hold_limit_s)
+            assert self._held_since is not None
+            if (time.monotonic() - self._held_since + pause.after_main_is_right_s() > limit_s
+                    and limit_s < self.settings.hold_limit_s):
+                raise TimeoutError              # the last point at which hosts can go on where they are
+            with pause.measure("release"):
+                await self._whole(self.live.release())
+            with pause.measure("redirect"):
+                await self._clear_redirect()
+        return await self._while_held(steps, limit_s)
 
     async def _clear_and_hold(self) -> None:
         """Main is right already, and hosts on the gateway are served straight from it: they need not wait for a main
@@ -517,18 +520,21 @@ class DetourRun:
                 await self._clear_redirect()
         await self._insist("clearing the redirect", clear)
         waits = Backoff(self.settings)
-        while not await self._while_held(self._hold_and_drain):
+        while not await self._while_held(self._hold_and_drain, self.settings.hold_limit_s):
             await asyncio.sleep(waits.next())
 
     async def _hold_and_drain(self) -> None:
+        """Answers that wait for a throttle's sake go out as soon as no new command can follow them."""
         await self.live.hold_hosts()
+        if self.figures.throttle_bytes_s:
+            await self._rounds.unthrottle()
         await self.live.drain_hosts()
 
-    async def _while_held(self, steps: Callable[[], Awaitable[None]]) -> bool:
+    async def _while_held(self, steps: Callable[[], Awaitable[None]], limit_s: float) -> bool:
         """Does what hosts are held for. False: it failed or took too long, and hosts are served again."""
         self._held_since = time.monotonic()
         try:
-            async with asyncio.timeout(self.settings.hold_limit_s):
+            async with asyncio.timeout(limit_s):
                 await steps()
             return True
         except (DetourError, TimeoutError, OSError) as error:
@@ -543,16 +549,10 @@ class DetourRun:
         async def reopen() -> None:
             if self.live.phase == CORE_HOLDING:
                 await self.live.unhold()
+        if self.parts.pause.history.bound_bytes_s and self.live.phase >= CORE_COPYING:
+            await self._rounds.throttle_again()
         await self._insist("opening the volume again", reopen)
         await self._insist("opening the command windows", self.live.resume_hosts)
-
-    async def _last_rounds(self) -> None:
-        while True:
-            done, _runs, _seconds = await self.live.round()
-            self.figures.rounds += 1
-            self.figures.caught_up_bytes += done
-            if self.live.stats()["unreflected_bytes"] == 0:
-                return
 
     async def _clear_redirect(self) -> None:
         """First the access rules, while main still redirects; then the redirect. Both may be asked for twice."""
@@ -571,12 +571,13 @@ class DetourRun:
         live.portal.turn_home()
         try:
             async with asyncio.timeout(self.settings.hold_limit_s):
-                await live.send_home()
+                with self.parts.pause.measure("leave"):
+                    await live.send_home()
         except TimeoutError:
             self._warn("some sessions did not end in time")
         if self._held_since is not None:
             self.figures.actual_ms = (time.monotonic() - self._held_since) * 1e3
-        await self._quietly("the end of the throttle", live.throttle(0))
+        await self._rounds.unthrottle()
         await self._quietly("opening the command windows", live.resume_hosts())
         for volume in self._way_in.volumes:
             volume.forget_reservations()

@@ -26,9 +26,10 @@ PHYSICAL_BYTES_MIN, PHYSICAL_BYTES_MAX = 512, 2**20
 class DiskOptions:
     """How a disk behaves.
 
-    delay_us: each write is held for so long before it reaches the storage. serial: empty: derived from target name and
-    LUN. create_bytes: a file that is not there is made with this size. reservations_path: the file that keeps
-    persistent reservations over a restart (APTPL). physical_bytes: what hosts are told to align to; 0: a block.
+    delay_us: each write is held for so long before it reaches the storage. write_bytes_s: what the disk takes a second;
+    0: without bound. serial: empty: derived from target name and LUN. create_bytes: a file that is not there is made
+    with this size. reservations_path: the file that keeps persistent reservations over a restart (APTPL).
+    physical_bytes: what hosts are told to align to; 0: a block.
     """
 
     read_only: bool = False
@@ -36,6 +37,7 @@ class DiskOptions:
     thin: bool = True
     removable: bool = False
     delay_us: int = 0
+    write_bytes_s: int = 0
     serial: str = ""
     create_bytes: int | None = None
     reservations_path: str | None = None
@@ -109,6 +111,7 @@ _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "reservations": ("reservations_path", _path),
     "physical-block": ("physical_bytes", _physical),
     "delay-ms": ("delay_us", _delay_us),
+    "write-rate": ("write_bytes_s", parse_size),
 }
 
 

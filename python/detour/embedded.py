@@ -137,7 +137,7 @@ class EmbeddedTarget:
                               delay_us=options.delay_us, removable=options.removable, device_id=disk_id,
                               port_name=f"{self.entry.iqn},t,0x{self.entry.portal_group:04x}",
                               durable=kept is not None, reservations=reservations,
-                              physical_bytes=options.physical_bytes)
+                              physical_bytes=options.physical_bytes, write_bytes_s=options.write_bytes_s)
         except ValueError:
             if kept and reservations:
                 raise kept.damaged() from None

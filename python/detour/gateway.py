@@ -207,7 +207,7 @@ class Gateway:
             return await raw.open_sink(opener, section.url, backup_id, live.size_bytes, live.block_bytes, resume)
 
         return RunParts(live, unit.driver, self.address, self.catalog, unit.marker, open_sink,
-                        run_settings(unit.section), unit.identity)
+                        run_settings(unit.section), unit.identity, unit.pause)
 
     def _store_name(self, store: str | None) -> str:
         if store is None:

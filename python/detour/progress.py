@@ -82,6 +82,9 @@ class Figures:
     catch_up_speed: float = 0.0
     predicted_ms: float | None = None
     actual_ms: float | None = None
+    tries: int = 0                      # holds, those that were given up among them
+    throttle_bytes_s: float = 0.0       # on the host's writes now; 0: none
+    throttle_least_bytes_s: float = 0.0     # the tightest so far
     copy_done_bytes: int = 0
     frozen: bool = False
     _host_rate: Rate = field(default_factory=Rate)
@@ -101,6 +104,12 @@ class Figures:
         if self.frozen:
             self.copy_done_bytes = stats["copied_bytes"]
         return stats
+
+    def throttle(self, bytes_per_second: float) -> None:
+        """The host's writes are bounded to so much from now on; 0: they are not."""
+        self.throttle_bytes_s = bytes_per_second
+        if bytes_per_second:
+            self.throttle_least_bytes_s = min(self.throttle_least_bytes_s or bytes_per_second, bytes_per_second)
 
     @property
     def host_bytes_per_second(self) -> float:
@@ -130,7 +139,9 @@ class Figures:
                 "bytes_per_second": round(self.catch_up_speed)}
 
     def _cutover(self) -> dict[str, Any]:
-        return {"predicted_ms": _rounded(self.predicted_ms), "actual_ms": _rounded(self.actual_ms)}
+        return {"predicted_ms": _rounded(self.predicted_ms), "actual_ms": _rounded(self.actual_ms), "tries": self.tries,
+                "throttle_bytes_per_second": round(self.throttle_bytes_s),
+                "throttle_least_bytes_per_second": round(self.throttle_least_bytes_s)}
 
     def _host(self) -> dict[str, Any]:
         both = [np.maximum(now.astype(np.int64) - first.astype(np.int64), 0)

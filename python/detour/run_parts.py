@@ -11,6 +11,7 @@ from detour.backups.catalog import Catalog
 from detour.backups.raw import Sink
 from detour.errors import DetourError
 from detour.gate import Window
+from detour.pause import Pause
 from detour.phases import Result
 from detour.redirect.base import Address, Memo, RedirectDriver
 from detour.volumes import LiveVolume
@@ -31,7 +32,8 @@ class RunSettings:
     stale_limit_s: float = 5.0          # given up before the freeze: for old writes of dropped sessions to end on main
     room_wait_limit_s: float = 2.0      # a host's command waits for journal room: the copy gives way
     stall_limit_s: float = 120.0        # the copy does not go on though main is there
-    hold_limit_s: float = 10.0          # a hold that lasts longer is given up
+    hold_limit_s: float = 10.0          # a hold that lasts longer is given up; the first ones at max_pause_s
+    throttle_delay_s: float = 5.0       # no answer of the host waits longer for the sake of a throttle
     guard_s: float = 5.0                # how often main is looked at: its redirect, and sessions of others
     hook: tuple[str, ...] = ()          # run at the freeze
     hook_limit_s: float = 30.0
@@ -56,6 +58,7 @@ class RunParts:
     open_sink: Callable[[str, bool], Awaitable[Sink]]       # (backup id, resume) -> opened, room checked
     settings: RunSettings = field(default_factory=RunSettings)
     identity: dict[str, Any] = field(default_factory=dict)
+    pause: Pause = field(default_factory=Pause)     # what pauses of this volume cost, as known so far
 
 
 class GiveUp(Exception):

@@ -262,8 +262,9 @@ class LiveVolume:
     async def drain(self) -> None:
         await self.runtime.wait(self.volume.drain(), context="the drain of the volume")
 
-    async def throttle(self, write_bytes_s: int) -> None:
-        await self._ask(self.volume.throttle(write_bytes_s), "the throttle")
+    async def throttle(self, write_bytes_s: int, delay_s: float = 5.0) -> None:
+        """Bounds the host's writes; 0: no bound. No answer waits longer than `delay_s` for it."""
+        await self._ask(self.volume.throttle(write_bytes_s, round(delay_s * 1e3)), "the throttle")
 
     async def release(self) -> None:
         await self._ask(self.volume.release(), "the release")

@@ -23,7 +23,6 @@ class WayIn:
     def __init__(self, parts: RunParts) -> None:
         self._parts = parts
         self._dropped = False           # sessions on main were, and may have writes under way there
-        self.redirect_s = 0.0           # how long setting and verifying the redirect took
 
     @property
     def volumes(self) -> tuple[Any, ...]:
@@ -41,8 +40,8 @@ class WayIn:
         begun = time.monotonic()
         await driver.set(self._parts.address)
         await driver.verify(self._parts.address)
-        self.redirect_s = time.monotonic() - begun
         await driver.fence()
+        self._parts.pause.like("redirect", time.monotonic() - begun)     # what the way home takes back
         self._dropped = True
         hosts = [session for session in await driver.sessions() if not session.ours]
         dropped = await driver.drop_all()

@@ -39,7 +39,7 @@ class FakeLive:
         self.main_is_lost = False
         self.dirty = 100_000
         self.counters = dict.fromkeys(("write_bytes", "copied_bytes", "unreflected_bytes", "journal_used_bytes",
-                                       "journal_bytes", "room_wait_ns"), 0)
+                                       "journal_bytes", "room_wait_ns", "unreflected_extents"), 0)
         self.faults = asyncio.Queue()
         self.foreign = []
         self.lacking = []                   # what bring_back could not bring
@@ -150,7 +150,7 @@ class FakeLive:
     async def drain(self):
         self._step("drain")
 
-    async def throttle(self, n):
+    async def throttle(self, n, delay_s=5.0):
         self._step("throttle")
 
     async def release(self):

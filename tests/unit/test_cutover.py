@@ -1,4 +1,6 @@
 """The cutover decision: right in the plain cases, and convergent for every host and main (hypothesis)."""
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,9 +64,10 @@ def test_throttles_when_rounds_do_not_shrink_and_harder_the_next_time():
     history = observe(history, same)
     first = decide(history, 100 * MIB, 100 * MIB, limits)
     assert (first.step, first.bytes_per_second) == (Step.THROTTLE, pytest.approx(50 * MIB))
-    history = throttled(history)
+    history = throttled(history, first.bytes_per_second)
     assert decide(history, 100 * MIB, 100 * MIB, limits).step is Step.ROUND
-    history = observe(observe(history, same), same)
+    fast = replace(same, host_bytes_s=100.0 * MIB)
+    history = observe(observe(history, fast), fast)
     second = decide(history, 100 * MIB, 100 * MIB, limits)
     assert (second.step, second.bytes_per_second) == (Step.THROTTLE, pytest.approx(25 * MIB))
 
@@ -114,11 +117,11 @@ def test_rounds_converge_for_every_host_and_main(speed, host, start, pause, over
         if decision.step is Step.THROTTLE:
             assert 0 < decision.bytes_per_second < speed
             bound = decision.bytes_per_second
-            history = throttled(history)
+            history = throttled(history, bound)
             continue
         seconds = left / speed
         flushed, left = left, min(host, bound) * seconds
-        history = observe(history, Round(int(flushed), seconds, int(left)))
+        history = observe(history, Round(int(flushed), seconds, int(left), host_bytes_s=min(host, bound)))
     pytest.fail("did not converge")
 
 

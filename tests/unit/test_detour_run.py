@@ -54,7 +54,8 @@ def test_the_document_has_every_field_of_the_contract(world):
             "cutover", "host", "journal", "result", "reason", "backup_id", "exit_code"} <= last.keys()
     assert last["copy"].keys() == {"bytes_done", "bytes_total", "bytes_per_second", "seconds_left"}
     assert last["catch_up"].keys() == {"rounds", "bytes", "remaining_bytes", "bytes_per_second"}
-    assert last["cutover"].keys() == {"predicted_ms", "actual_ms"}
+    assert last["cutover"].keys() == {"predicted_ms", "actual_ms", "tries", "throttle_bytes_per_second",
+                                      "throttle_least_bytes_per_second"}
     assert last["host"].keys() == {"sessions", "write_bytes_per_second", "p99_ms", "longest_ms", "errors"}
     assert last["journal"].keys() == {"used_bytes", "size_bytes"}
 

@@ -275,6 +275,8 @@ cdef void end_round(Volume* volume) noexcept nogil:
         volume.stats.rounds += 1
     volume.stats.dirty_blocks = snapshot_dirty_blocks(&volume.snapshot)
     volume.stats.unreflected_bytes = volume.stats.dirty_blocks * volume.device.block_bytes
+    volume.stats.unreflected_extents = (volume.snapshot.trees[0].extents_count
+                                        + volume.snapshot.trees[1].extents_count)
     event = event_new(volume.device.loop, EVENT_ROUND_DONE, volume.device.id)
     if event != NULL:
         event.status = current.status

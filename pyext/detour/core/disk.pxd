@@ -24,6 +24,8 @@ cdef struct Disk:
     Request* finished_tail
     Deferred finish_work
     uint32_t latency_us         # --delay: writes are held for that long before they reach the store (tests of barriers)
+    uint64_t write_bytes_s      # --write-rate: what the disk takes a second, 0: without bound (tests of slow storage)
+    ns_t pace_free_ns           # when a paced disk takes the next write
     Request* delayed_head
     Request* delayed_tail
     Timer delay_timer
@@ -31,7 +33,7 @@ cdef struct Disk:
 
 # DiskHandle(reactor, store, serial="", vendor="DETOUR", product="VIRTUAL DISK", write_cache=True, thin=True,
 #            read_only=False, delay_us=0, device_id=0, removable=False, port_name="",
-#            durable=False, reservations=b"", atomic=False)
+#            durable=False, reservations=b"", atomic=False, physical_bytes=0, write_bytes_s=0)
 cdef class DiskHandle(DeviceHandle):
     cdef Disk* disk
     cdef readonly StoreHandle store

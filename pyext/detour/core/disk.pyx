@@ -145,7 +145,7 @@ cdef void disk_submit(Device* device, Request* request) noexcept nogil:
     elif request.op == REQUEST_READ:
         if take_buffer(request):
             disk_submit_io(disk, request)
-    elif request.op == REQUEST_WRITE and disk.latency_us != 0:
+    elif request.op == REQUEST_WRITE and (disk.latency_us != 0 or disk.write_bytes_s != 0):
         delay_write(disk, request)
     elif request.op == REQUEST_COMMAND:
         disk_command(disk, request)
@@ -171,26 +171,30 @@ cdef void disk_release(Device* device, Request* request) noexcept nogil:
     request.state = STATE_IDLE
 
 
-# ---- held writes (latency_us) ----------------------------------------------------------------------------------------
+# ---- held writes (latency_us, write_bytes_s) -------------------------------------------------------------------------
 
 cdef void delay_write(Disk* disk, Request* request) noexcept nogil:
+    cdef ns_t now = disk.device.loop.now_ns
     request.state = STATE_DELAYED
-    request.begun_ns = disk.device.loop.now_ns
+    request.due_ns = now + <ns_t>disk.latency_us * 1000
     request.next = NULL
+    if disk.write_bytes_s != 0:
+        disk.pace_free_ns = max(disk.pace_free_ns, now) + <ns_t>(
+            <double>(request.blocks * disk.device.block_bytes) * 1e9 / <double>disk.write_bytes_s)
+        request.due_ns = max(request.due_ns, disk.pace_free_ns)
     if disk.delayed_tail != NULL:
         disk.delayed_tail.next = request
         disk.delayed_tail = request
         return
     disk.delayed_head = request
     disk.delayed_tail = request
-    loop_timer(disk.device.loop, &disk.delay_timer, <ns_t>disk.latency_us * 1000)
+    loop_timer(disk.device.loop, &disk.delay_timer, request.due_ns - now)
 
 
 cdef void on_delay_over(void* owner) noexcept nogil:
     cdef Disk* disk = <Disk*>owner
-    cdef ns_t latency_ns = <ns_t>disk.latency_us * 1000
     cdef Request* request = disk.delayed_head
-    while request != NULL and disk.device.loop.now_ns - request.begun_ns >= latency_ns:
+    while request != NULL and request.due_ns <= disk.device.loop.now_ns:
         disk.delayed_head = request.next
         if disk.delayed_head == NULL:
             disk.delayed_tail = NULL
@@ -198,7 +202,7 @@ cdef void on_delay_over(void* owner) noexcept nogil:
         disk_submit_io(disk, request)
         request = disk.delayed_head
     if request != NULL:
-        loop_timer(disk.device.loop, &disk.delay_timer, latency_ns - (disk.device.loop.now_ns - request.begun_ns))
+        loop_timer(disk.device.loop, &disk.delay_timer, request.due_ns - disk.device.loop.now_ns)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -407,8 +411,9 @@ cdef class DiskHandle(DeviceHandle):
 
     serial: at most 32 ASCII characters; the NAA identifier is derived from vendor, product and serial, so that the same
     serial is the same disk to a host. write_cache: tells hosts of a volatile cache (WCE), as long as they leave it on;
-    off, every write is made stable. delay_us: holds every write for that long before the store gets it. removable: the
-    medium can be ejected. port_name: SCSI name of the target port ("<target's iqn>,t,0x0001") for VPD page 83h.
+    off, every write is made stable. delay_us: holds every write for that long before the store gets it; write_bytes_s:
+    takes no more in a second, 0: without bound. removable: the medium can be ejected. port_name: SCSI name of the target
+    port ("<target's iqn>,t,0x0001") for VPD page 83h.
     atomic: the store never keeps a part of a write, whatever stops it, so that WRITE ATOMIC is offered (memory does that;
     a file with a redo file says so itself). physical_bytes: what hosts are told to align to; 0: a block. durable: Python
     answers each EVENT_RESERVATIONS of this device_id by reservations_stored, so that hosts may ask for persistent
@@ -418,7 +423,8 @@ cdef class DiskHandle(DeviceHandle):
     def __cinit__(self, Reactor reactor not None, StoreHandle store not None, str serial="", str vendor="DETOUR",
                   str product="VIRTUAL DISK", bint write_cache=True, bint thin=True, bint read_only=False,
                   uint32_t delay_us=0, uint64_t device_id=0, bint removable=False, str port_name="",
-                  bint durable=False, bytes reservations=b"", bint atomic=False, uint32_t physical_bytes=0):
+                  bint durable=False, bytes reservations=b"", bint atomic=False, uint32_t physical_bytes=0,
+                  uint64_t write_bytes_s=0):
         cdef Disk* disk
         cdef uint32_t block_bytes
         self.disk = NULL
@@ -446,6 +452,7 @@ cdef class DiskHandle(DeviceHandle):
         disk.device.blocks = store.store.size_bytes // block_bytes
         disk.device.read_only = read_only or (store.store.flags & STORE_READ_ONLY) != 0
         disk.latency_us = delay_us
+        disk.write_bytes_s = write_bytes_s
         disk.finish_work.run = run_finished
         disk.finish_work.owner = disk
         disk.delay_timer.run = on_delay_over

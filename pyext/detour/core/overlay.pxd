@@ -62,6 +62,7 @@ cdef struct VolumeStats:        # one flat block of uint64; names in volume.pyx 
     uint64_t longest_ns
     uint64_t room_wait_ns           # how long the oldest request has been waiting for journal room; 0 none
     uint64_t evicted_bytes          # flushed to main during the copy, under journal pressure
+    uint64_t unreflected_extents    # pieces of the index that unreflected_bytes lie in (both generations)
     Histogram read_ns
     Histogram write_ns
 
@@ -180,7 +181,8 @@ cdef struct Volume:
     Timer tick                  # 100 ms while not PASS
     Timer room_timer            # 2 ms while somebody waits for room
     Timer throttle_timer
-    uint64_t throttle_bytes_s
+    uint64_t throttle_bytes_s   # bound on the host's writes; 0: none
+    ns_t throttle_delay_ns      # no answer waits longer for the bound, however low that is
     ns_t throttle_free_ns       # when the throttled host may write again
     Command* drain_command
     Command* phase_command      # freeze or release, waits for the superblock to be stable

@@ -97,6 +97,8 @@ cdef void overlay_figures(Volume* volume) noexcept nogil:
     cdef Command* event
     volume.stats.dirty_blocks = snapshot_dirty_blocks(&volume.snapshot)
     volume.stats.unreflected_bytes = volume.stats.dirty_blocks * volume.device.block_bytes
+    volume.stats.unreflected_extents = (volume.snapshot.trees[0].extents_count
+                                        + volume.snapshot.trees[1].extents_count)
     volume.stats.journal_used_bytes = used
     volume.stats.journal_bytes = journal.data_bytes
     if volume.copier_made:

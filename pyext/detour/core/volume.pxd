@@ -27,7 +27,7 @@ from detour.core.types cimport *
 #   round()                            one catch-up round; results: bytes, runs, ns; done when main has been flushed
 #   hold() / unhold()                  CATCHING_UP <-> HOLDING
 #   drain()                            done when no request that was begun is open
-#   throttle(write_bytes_s)            bound on the host's write rate, 0: none
+#   throttle(write_bytes_s, delay_ms_max=5000)   bound on the host's write rate, 0: none; and on what it delays an answer
 #   release()                          HOLDING -> PASS; E_BUSY while the overlay is not empty; journal marked clean
 #   checksums() -> bytes               CRC32C of each chunk of the PIT (uint32 little-endian)
 #   stats -> read-only uint64 view; stats_names() -> names of the leading counters

@@ -41,7 +41,7 @@ STATS_NAMES = (
     "reads_backup", "waits_unreflected", "waits_room", "throttled_ns", "dirty_blocks", "unreflected_bytes",
     "round_bytes", "flushed_bytes", "flushed_runs", "rounds", "journal_used_bytes", "journal_bytes", "copied_bytes",
     "copy_bytes", "corrupt", "main_errors", "backup_errors", "requests_open", "requests_waiting", "longest_ns",
-    "room_wait_ns", "evicted_bytes",
+    "room_wait_ns", "evicted_bytes", "unreflected_extents",
 )
 
 cdef enum:
@@ -419,7 +419,7 @@ cdef void run_copy_stop(Command* command) noexcept nogil:
 
 cdef void run_throttle(Command* command) noexcept nogil:
     cdef Volume* volume = <Volume*>command.owner
-    write_throttle_set(volume, command.args[0])
+    write_throttle_set(volume, command.args[0], <ns_t>command.args[1] * 1000000)
     command_done(command, OK)
 
 
@@ -560,9 +560,9 @@ cdef class VolumeHandle(MirrorHandle):
         """Done when no request that was begun is open."""
         return ask(self, run_drain)
 
-    def throttle(self, uint64_t write_bytes_s):
-        """Bound on the host's write rate; 0: none."""
-        return ask(self, run_throttle, write_bytes_s)
+    def throttle(self, uint64_t write_bytes_s, uint32_t delay_ms_max=5000):
+        """Bound on the host's write rate; 0: none. No answer waits longer for it than delay_ms_max."""
+        return ask(self, run_throttle, write_bytes_s, delay_ms_max)
 
     def release(self):
         """HOLDING -> PASS, with an empty overlay. E_BUSY while anything is open or dirty."""

@@ -16,4 +16,4 @@ cdef void write_wait_for_room(Volume* volume, Request* request) noexcept nogil
 cdef void write_room(Volume* volume) noexcept nogil                          # room may have come: who waits goes on
 cdef void write_room_run(void* owner) noexcept nogil
 cdef void write_throttle_run(void* owner) noexcept nogil
-cdef void write_throttle_set(Volume* volume, uint64_t bytes_s) noexcept nogil
+cdef void write_throttle_set(Volume* volume, uint64_t bytes_s, ns_t delay_ns_max) noexcept nogil

@@ -12,7 +12,7 @@ from detour.core.overlay cimport (PHASE_ARMED, PHASE_HOLDING, PHASE_PASS, STATE_
                                   overlay_is_on, overlay_queue, overlay_unqueue)
 from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel
 from detour.core.ranges cimport ranges_add, ranges_overlap, ranges_remove
-from detour.core.reactor cimport loop_timer
+from detour.core.reactor cimport loop_timer, loop_timer_stop
 from detour.core.snapshot cimport snapshot_mark
 from detour.core.store cimport Io, STORE_FLUSH, STORE_UNMAP, STORE_WRITE, store_submit
 from detour.core.types cimport *
@@ -20,7 +20,6 @@ from detour.core.types cimport *
 cdef enum:
     ROOM_RETRY_NS = 2000000
     ANSWER_DELAY_NS_MAX = 200000000         # of one write, when the journal is all but full
-    THROTTLE_DELAY_NS_MAX = 5000000000      # of one write, however low the bound: a host gives up after 30 s
 
 
 cdef int write_place(Volume* volume, Request* request) noexcept nogil:
@@ -223,10 +222,7 @@ cdef void answer(Volume* volume, Request* request) noexcept nogil:
         if over > 0:
             due = now + <ns_t>(over * over * ANSWER_DELAY_NS_MAX)
     if volume.throttle_bytes_s:
-        volume.throttle_free_ns = max(volume.throttle_free_ns, now) + <ns_t>(
-            <double>(request.blocks * volume.device.block_bytes) * 1e9 / <double>volume.throttle_bytes_s)
-        volume.throttle_free_ns = min(volume.throttle_free_ns, now + <ns_t>THROTTLE_DELAY_NS_MAX)
-        due = max(due, volume.throttle_free_ns)
+        due = max(due, throttle_due(volume, request))
     if likely(due == now and volume.throttled.head == NULL):
         overlay_finish(volume, request, OK)
         return
@@ -252,15 +248,29 @@ cdef void write_throttle_run(void* owner) noexcept nogil:
                    volume.throttled.head.due_ns - volume.device.loop.now_ns)
 
 
-cdef void write_throttle_set(Volume* volume, uint64_t bytes_s) noexcept nogil:
-    """Another bound: what waits was measured by the old one, and goes now."""
-    cdef Request* request
+cdef ns_t throttle_due(Volume* volume, const Request* request) noexcept nogil:
+    """When an answer may go under the bound: behind those before it, as far as its own bytes need, and never later than
+    a host bears. With so many bytes open that the delay is at its most, the host is slowed less than the bound says."""
+    cdef ns_t now = volume.device.loop.now_ns
+    volume.throttle_free_ns = max(volume.throttle_free_ns, now) + <ns_t>(
+        <double>(request.blocks * volume.device.block_bytes) * 1e9 / <double>volume.throttle_bytes_s)
+    volume.throttle_free_ns = min(volume.throttle_free_ns, now + volume.throttle_delay_ns)
+    return volume.throttle_free_ns
+
+
+cdef void write_throttle_set(Volume* volume, uint64_t bytes_s, ns_t delay_ns_max) noexcept nogil:
+    """Another bound. What waits is paced anew, and never waits longer than it was told before; without a bound it goes
+    now."""
+    cdef Request* request = volume.throttled.head
     volume.throttle_bytes_s = bytes_s
+    volume.throttle_delay_ns = delay_ns_max
     volume.throttle_free_ns = 0
-    while volume.throttled.head != NULL:
-        request = volume.throttled.head
-        overlay_unqueue(&volume.throttled, request)
-        overlay_finish(volume, request, OK)
+    loop_timer_stop(volume.device.loop, &volume.throttle_timer)
+    while request != NULL:
+        request.due_ns = volume.device.loop.now_ns if bytes_s == 0 else min(request.due_ns, throttle_due(volume, request))
+        volume.throttle_free_ns = request.due_ns
+        request = request.next
+    write_throttle_run(volume)
 
 
 cdef void write_zero(Volume* volume, Request* request) noexcept nogil:

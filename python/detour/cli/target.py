@@ -65,16 +65,16 @@ def command(urls: tuple[str, ...], listen: tuple[str, ...], iqn: str, more: tupl
 
     The options below count for every LUN. Options of one LUN stand behind its URL after a "?", split by "&": lun=N,
     read-only, removable, no-write-cache, no-thin, serial=TEXT, size=SIZE, physical-block=SIZE, reservations=FILE,
-    delay-ms=N. For example 'disk.img?read-only&serial=A1' 'mem:1GiB?lun=7&removable'. A flag with =no takes a common
-    option back.
+    delay-ms=N, write-rate=SIZE (a second). For example 'disk.img?read-only&serial=A1' 'mem:1GiB?lun=7&removable'. A
+    flag with =no takes a common option back.
 
     Prints one line that begins with "ready " when logins are accepted, and ends on SIGINT or SIGTERM.
     """
     from detour.config_limits import parse_limits
     from detour.disk_options import DiskOptions, plan_targets
 
-    defaults = DiskOptions(read_only, not no_write_cache, not no_thin, removable, round(delay_ms * 1000), serial,
-                           create_bytes)
+    defaults = DiskOptions(read_only, not no_write_cache, not no_thin, removable, round(delay_ms * 1000), serial=serial,
+                           create_bytes=create_bytes)
     plan = plan_targets(urls, more, iqn, defaults)
     run_async(serve(plan, listen, api, door, parse_limits(limits)), log_level="info")
     return 0

@@ -1,0 +1,60 @@
+"""What a pause of one volume costs besides data, as measured: kept by the process over detours.
+
+    drain      command windows closed, what was begun has ended
+    flush      main's cache, after the last round
+    release    the journal's superblock, stable
+    redirect   modes and access rules brought back, redirect cleared and verified, marker forgotten
+    leave      Async Message to every session, until all of them have ended
+
+A term that no pause of this process has met is taken from a step that is like it: `like` (the redirect from setting and
+verifying it, the release from the begin of catch-up). What was measured is smoothed.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from detour.cutover import History
+
+TERMS = ("drain", "flush", "release", "redirect", "leave")
+BEFORE_S = {"drain": 0.003, "flush": 0.002, "release": 0.005, "redirect": 0.02, "leave": 0.052}   # nothing was measured
+SMOOTHING = 0.5                 # weight of the newest
+
+
+class Pause:
+    """`history`: what the rounds of the last detour taught of main."""
+
+    def __init__(self) -> None:
+        self.history = History()
+        self._seconds = dict(BEFORE_S)
+        self._met: set[str] = set()
+
+    @property
+    def overhead_s(self) -> float:
+        return sum(self._seconds.values())
+
+    def after_main_is_right_s(self) -> float:
+        """What comes behind the flush, when there is no way back to the overlay."""
+        return self._seconds["release"] + self._seconds["redirect"] + self._seconds["leave"]
+
+    def terms_ms(self) -> dict[str, float]:
+        return {term: round(seconds * 1e3, 3) for term, seconds in self._seconds.items()}
+
+    def like(self, term: str, seconds: float) -> None:
+        """A step like this one took so long."""
+        if term not in self._met:
+            self._seconds[term] = seconds
+
+    def met(self, term: str, seconds: float) -> None:
+        """In a pause it took so long."""
+        old = self._seconds[term]
+        self._seconds[term] = seconds if term not in self._met else old + SMOOTHING * (seconds - old)
+        self._met.add(term)
+
+    @contextmanager
+    def measure(self, term: str) -> Iterator[None]:
+        """Around the step in a pause; one that fails teaches nothing."""
+        begun = time.monotonic()
+        yield
+        self.met(term, time.monotonic() - begun)
