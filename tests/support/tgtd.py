@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,11 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class Tgtd:
-    """Runs until `close`. `host` is where it listens."""
+    """Runs until `close`. `host` is where it listens; `environment` is added to that of tgtd."""
 
     def __init__(self, folder: Path, iqn: str, *, host: str = "127.0.0.1", port: int | None = None,
-                 size_bytes: int = 8 * 2**20, serial: str = "serial-1") -> None:
+                 size_bytes: int = 8 * 2**20, serial: str = "serial-1",
+                 environment: Mapping[str, str] | None = None) -> None:
         self.iqn, self.host, self.port = iqn, host, port or free_port(host)
         folder.mkdir(parents=True, exist_ok=True)
         self.image = folder / "image"
@@ -36,8 +38,9 @@ class Tgtd:
             self.image.write_bytes(bytes(size_bytes))
         self.environment = os.environ | {"TGT_IPC_SOCKET": str(folder / "ipc")}
         assert TGTD is not None
-        self.process = subprocess.Popen([TGTD, "-f", "--iscsi", f"portal={self.portal}"], env=self.environment,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([TGTD, "-f", "--iscsi", f"portal={self.portal}"],
+                                        env={**self.environment, **(environment or {})}, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL)
         try:
             self._set_up(serial)
         except BaseException:
