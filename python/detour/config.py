@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from detour import limits
 from detour.config_auth import AccessSection, AuthSection, LoginSection, log_in
@@ -91,7 +91,7 @@ Duration = Annotated[float, reader(parse_duration)]
 Rate = Annotated[int, reader(parse_rate)]
 Endpoint = Annotated[str, reader(_endpoint)]
 Name = Annotated[str, reader(_name)]
-Pause = Annotated[float, reader(lambda value: limits.check_pause(parse_duration(value)))]
+Patience = Annotated[float, reader(lambda value: limits.check_host_timeout(parse_duration(value)))]
 Retry = Annotated[float, reader(lambda value: limits.check_retry(parse_duration(value)))]
 
 
@@ -147,7 +147,8 @@ class CopySection(Section):
 
 class VolumeSection(Section):
     """[volume.NAME]. auth, access: what is asked of hosts. main-auth: how the gateway logs in to main. target: name
-    that the gateway serves, main's own by default. initiator-name: with which it logs in to main. main-retry: how long
+    that the gateway serves, main's own by default. host-timeout: how long hosts wait for a command; max-pause: of that,
+    the longest pause for the way home. initiator-name: with which it logs in to main. main-retry: how long
     a lost main is tried again before the backup is given up."""
 
     main: Annotated[StoreUrl, reader(parse_url)]
@@ -156,7 +157,8 @@ class VolumeSection(Section):
     auth: AuthSection | None = None
     access: AccessSection | None = None
     main_auth: LoginSection | None = None
-    max_pause: Pause = 1.0
+    host_timeout: Patience = limits.HOST_COMMAND_SECONDS
+    max_pause: Duration = 1.0
     catch_up_reads: Literal["backup", "main"] = "backup"
     target: Name | None = None
     initiator_name: Name | None = None
@@ -165,6 +167,14 @@ class VolumeSection(Section):
     copy_: Annotated[CopySection, Field(alias="copy")] = CopySection()
     sync: Literal["auto", "always", "flush"] = "auto"
     cutover_window: Annotated[tuple[Window, ...], reader(_windows)] = ()
+
+    @field_validator("max_pause")
+    @classmethod
+    def _bearable(cls, value: float, info: ValidationInfo) -> float:
+        try:
+            return limits.check_pause(value, info.data.get("host_timeout", limits.HOST_COMMAND_SECONDS))
+        except UsageError as error:
+            raise ValueError(error.message) from None
 
     @model_validator(mode="after")
     def _check(self) -> VolumeSection:

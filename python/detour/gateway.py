@@ -31,6 +31,7 @@ from detour.detour import DetourRun
 from detour.doctor import Case, documents, examine
 from detour.errors import BusyError, DetourError, StorageError, UsageError
 from detour.iscsi.listener import Listener
+from detour.limits import HoldLimits
 from detour.run_parts import CORE_PASS, RunParts, RunSettings
 from detour.runtime import Runtime
 from detour.stores import open_store
@@ -327,9 +328,11 @@ class Gateway:
 
 def run_settings(section: VolumeSection) -> RunSettings:
     """The limits of a volume's runs, from its configuration."""
+    held = HoldLimits.of(section.max_pause, section.host_timeout)
     return RunSettings(
         max_pause_s=section.max_pause, reads_from_backup=section.catch_up_reads == "backup",
-        hold_limit_s=min(15.0, max(3.0, 5 * section.max_pause)), hook=tuple(section.hooks.frozen),
+        hold_limit_s=held.hold_seconds, arm_limit_s=held.arm_seconds, move_limit_s=held.move_seconds,
+        throttle_delay_s=held.throttle_delay_seconds, hook=tuple(section.hooks.frozen),
         hook_limit_s=section.hooks.hook_timeout, copy_window=min(section.copy_.window, 32),
         copy_bytes_per_second=section.copy_.rate, cutover_windows=section.cutover_window)
 

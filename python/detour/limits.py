@@ -11,6 +11,7 @@ from detour.errors import UsageError
 
 # Linux' three limits of patience (DESIGN.md rule 1), in seconds
 HOST_COMMAND_SECONDS = 30.0
+HOST_COMMAND_SECONDS_MIN, HOST_COMMAND_SECONDS_MAX = 5.0, 3600.0      # what may be configured
 HOST_SILENCE_SECONDS = 10.0
 HOST_SESSION_SECONDS = 120.0
 
@@ -87,12 +88,40 @@ def check_buffers(buffer_bytes: int, volumes: int, queue_depth: int, burst_bytes
         raise UsageError(f"a queue depth of {queue_depth} is outside of 1 to {QUEUE_DEPTH_MAX}")
 
 
-def check_pause(max_pause_seconds: float) -> float:
+def check_host_timeout(seconds: float) -> float:
+    """The same seconds; refuses a command time-out that hosts do not have, or that leaves no time for a way home."""
+    if not HOST_COMMAND_SECONDS_MIN <= seconds <= HOST_COMMAND_SECONDS_MAX:
+        raise UsageError(f"a host's command time-out is between {HOST_COMMAND_SECONDS_MIN:g} s and "
+                         f"{HOST_COMMAND_SECONDS_MAX:g} s, not {seconds:g} s")
+    return seconds
+
+
+def check_pause(max_pause_seconds: float, host_timeout_seconds: float = HOST_COMMAND_SECONDS) -> float:
     """The same seconds; refuses a cutover limit that the host would not bear."""
-    if not 0 < max_pause_seconds < HOST_COMMAND_SECONDS:
+    if not 0 < max_pause_seconds < host_timeout_seconds:
         raise UsageError(f"a pause of {max_pause_seconds:g} s must be above 0 and below the host's command time-out of "
-                         f"{HOST_COMMAND_SECONDS:g} s")
+                         f"{host_timeout_seconds:g} s")
     return max_pause_seconds
+
+
+@dataclass(frozen=True)
+class HoldLimits:
+    """How long a host's commands may be held, in seconds, derived from its time-out and the limit of a pause.
+
+    hold_seconds: a hold of the way home, the last resort. arm_seconds: from the drop to the freeze; move_seconds: of
+    that, for sessions to come to the gateway. throttle_delay_seconds: an answer, for the sake of a throttle.
+    """
+
+    hold_seconds: float
+    arm_seconds: float
+    move_seconds: float
+    throttle_delay_seconds: float
+
+    @classmethod
+    def of(cls, max_pause_seconds: float, host_timeout_seconds: float) -> HoldLimits:
+        arm = min(20.0, host_timeout_seconds * 2 / 3)
+        longest = max(host_timeout_seconds / 2, max_pause_seconds)
+        return cls(min(longest, max(3.0, 5 * max_pause_seconds)), arm, arm * 0.7, host_timeout_seconds / 6)
 
 
 def check_retry(retry_seconds: float) -> float:

@@ -66,6 +66,8 @@ def test_defaults():
     ('"500ms"', '"500"', "volume.db01.max-pause", "not a duration"),
     ('"500ms"', '"30s"', "volume.db01.max-pause", "below the host's command time-out"),
     ('"500ms"', '"0s"', "volume.db01.max-pause", "above 0"),
+    ('"500ms"', '"9s"\nhost-timeout = "8s"', "volume.db01.max-pause", "time-out of 8 s"),
+    ('"500ms"', '"500ms"\nhost-timeout = "1s"', "volume.db01.host-timeout", "between 5 s and 3600 s"),
     ('"90s"', '"10min"', "volume.db01.main-retry", "longer than the host waits"),
     ('"64GiB"', '"64GX"', "volume.db01.journal.size", "not a size"),
     ('"64GiB"', '"1MiB"', "volume.db01.journal", "too small"),

@@ -10,7 +10,6 @@ from detour.iscsi.session import LoginOptions, discover, open_socket
 from detour.redirect.witness import same_host
 from detour.urls import IscsiUrl
 
-HOST_COMMAND_S = 30.0           # a command's timer on Linux and Windows: a pause must stay well below it
 HOLD_S = 0.08                   # what a pause costs besides main's control interface
 PORTAL_LIMIT_S = 3.0
 
@@ -132,8 +131,9 @@ async def check_pause(case: Case) -> list[Finding]:
     floor_s = HOLD_S + case.actions_s
     limit_s = case.section.max_pause
     figures = {"floor_ms": round(floor_s * 1e3, 1), "limit_ms": round(limit_s * 1e3, 1)}
-    if limit_s >= HOST_COMMAND_S / 2:
-        return [problem("pause", f"max-pause is {limit_s:g} s: commands of hosts give up after {HOST_COMMAND_S:g} s",
+    patience_s = case.section.host_timeout
+    if limit_s >= patience_s / 2:
+        return [problem("pause", f"max-pause is {limit_s:g} s: commands of hosts give up after {patience_s:g} s",
                         "Keep volume.max-pause well below the command timeout of the host.", **figures)]
     if floor_s >= limit_s:
         return [problem("pause", f"a pause takes at least {floor_s:.2f} s here, and max-pause is {limit_s:g} s",
