@@ -1,6 +1,6 @@
 """The command line: help of every command, exit codes, one sentence instead of a traceback, and the local tools."""
 
-from __future__ import annotations
+from __future__ import asyncio
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 from detour.cli import main as cli_main
 from detour.cli.bench import parse_io_size, parse_mix
-from detour.cli.following import exit_code, numbers_of, share_done
+from detour.cli.following import exit_code, follow_terminal, numbers_of, share_done
 from detour.cli.inq import block_limits, designators, standard_inquiry
 from detour.cli.ls import lun_number, luns_of
 from detour.cli.support import human_bytes, human_seconds, with_login
@@ -165,6 +165,19 @@ def test_following_reads_progress_documents():
     assert share_done(document) == 0.25
     assert numbers_of(document) == "1.0 MiB of 4.0 MiB  1.0 MiB/s  3.0 s left  host p99 1.2 ms, writes 4.0 KiB/s"
     assert exit_code({}) == 1 and exit_code({"exit_code": 3}) == 3 and exit_code({"exit_code": 0}) == 0
+
+
+def test_what_the_cutover_waits_for_is_shown(capsys):
+    document = {"phase": "catching-up", "copy": {}, "host": {}, "waits_because": "the operator holds the cutover back",
+                "catch_up": {"rounds": 3, "remaining_bytes": 0, "bytes_per_second": 0}}
+    assert numbers_of(document) == "round 4, 0 B to go  0 B/s  the operator holds the cutover back"
+
+    async def documents():
+        for waits in (None, None, document["waits_because"], document["waits_because"], None):
+            yield {**document, "waits_because": waits}
+    asyncio.run(follow_terminal(documents()))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.endswith("holds the cutover back") for line in lines] == [False, True, False]
 
 
 IQN = "iqn.2026-01.example:d"

@@ -29,6 +29,8 @@ def numbers_of(document: dict[str, Any]) -> str:
     elif document["phase"] in ("catching-up", "holding"):
         words.append(f"round {catch_up['rounds'] + 1}, {human_bytes(catch_up['remaining_bytes'])} to go")
         words.append(f"{human_bytes(catch_up['bytes_per_second'])}/s")
+        if document.get("waits_because"):
+            words.append(document["waits_because"])
     if host.get("sessions"):
         words.append(f"host p99 {host['p99_ms']:.1f} ms, writes {human_bytes(host['write_bytes_per_second'])}/s")
     return "  ".join(words)
@@ -45,18 +47,19 @@ def share_done(document: dict[str, Any]) -> float:
 
 
 async def follow_terminal(documents: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    """A bar with phase and figures on a terminal; a line for each change of phase elsewhere."""
+    """A bar with phase and figures on a terminal; elsewhere a line for each change of phase, and for what is waited for.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console()
     last: dict[str, Any] = {}
     if not console.is_terminal:
-        phase = ""
+        told: tuple[Any, ...] = ()
         async for last in documents:
-            if last["phase"] != phase:
-                phase = last["phase"]
-                console.print(f"{phase}  {numbers_of(last)}".rstrip(), markup=False, highlight=False,
+            if (last["phase"], last.get("waits_because")) != told:
+                told = (last["phase"], last.get("waits_because"))
+                console.print(f"{last['phase']}  {numbers_of(last)}".rstrip(), markup=False, highlight=False,
                               soft_wrap=True)
         return last
     columns = (TextColumn("[bold]{task.description:<12}"), BarColumn(), TimeElapsedColumn(),
