@@ -28,6 +28,7 @@ class CatchUp:
         self._figures = figures
         self._quietly = quietly
         self._flush_known = False
+        self.expected_ms: dict[str, float] = {}         # the terms of the pause, as predicted
 
     def begin(self) -> None:
         self._pause.history = self._pause.history.another_run()
@@ -54,17 +55,21 @@ class CatchUp:
 
     async def last_rounds(self) -> None:
         """While hosts are held, until main has everything."""
-        left = -1
+        left, begun = -1, time.monotonic()
         while left != 0:
             before = self._live.stats()
             done, writes, seconds = await self._live.round()
             left = self._live.stats()["unreflected_bytes"]
             self._learn(Round(done, seconds, left, writes, before["unreflected_extents"]))
+        self._pause.newest_ms["data"] = round((time.monotonic() - begun) * 1e3, 1)
 
     def still_fits(self) -> bool:
         """Asked just before the hold, whose pause is predicted here: hosts went on writing since the round."""
         left = _left(self._figures.sample())
-        self._figures.predicted_ms = cutover.predict(self._pause.history, left, self.limits) * 1e3
+        history = self._pause.history
+        self._figures.predicted_ms = cutover.predict(history, left, self.limits) * 1e3
+        self.expected_ms = {**self._pause.terms_ms(), "data": round(cutover.data_s(history, left) * 1e3, 1),
+                            "round": round(history.fixed_s * 1e3, 1), "bytes": left.bytes, "pieces": left.extents}
         return cutover.fits(self._pause.history, left, self.limits)
 
     def hold_limit_s(self) -> float:

@@ -577,6 +577,9 @@ class DetourRun:
             self._warn("some sessions did not end in time")
         if self._held_since is not None:
             self.figures.actual_ms = (time.monotonic() - self._held_since) * 1e3
+            log.info("hosts were held", volume=live.name, detour=self.id, predicted_ms=self.figures.predicted_ms,
+                     actual_ms=self.figures.actual_ms, measured_ms=self.parts.pause.newest_ms,
+                     expected_ms=self._rounds.expected_ms)
         await self._rounds.unthrottle()
         await self._quietly("opening the command windows", live.resume_hosts())
         for volume in self._way_in.volumes:

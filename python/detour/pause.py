@@ -7,19 +7,22 @@
     leave      Async Message to every session, until all of them have ended
 
 A term that no pause of this process has met is taken from a step that is like it: `like` (the redirect from setting and
-verifying it, the release from the begin of catch-up). What was measured is smoothed.
+verifying it, the release from the begin of catch-up). Of what was measured the median of the newest counts, so that one
+slow sync of a busy disk is not expected again.
 """
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import median
 
 from detour.cutover import History
 
 TERMS = ("drain", "flush", "release", "redirect", "leave")
 BEFORE_S = {"drain": 0.003, "flush": 0.002, "release": 0.005, "redirect": 0.02, "leave": 0.052}   # nothing was measured
-SMOOTHING = 0.5                 # weight of the newest
+KEPT = 5                        # pauses whose terms are remembered
 
 
 class Pause:
@@ -28,7 +31,8 @@ class Pause:
     def __init__(self) -> None:
         self.history = History()
         self._seconds = dict(BEFORE_S)
-        self._met: set[str] = set()
+        self._met: dict[str, deque[float]] = {}
+        self.newest_ms: dict[str, float] = {}           # as met last
 
     @property
     def overhead_s(self) -> float:
@@ -48,9 +52,10 @@ class Pause:
 
     def met(self, term: str, seconds: float) -> None:
         """In a pause it took so long."""
-        old = self._seconds[term]
-        self._seconds[term] = seconds if term not in self._met else old + SMOOTHING * (seconds - old)
-        self._met.add(term)
+        self.newest_ms[term] = round(seconds * 1e3, 1)
+        newest = self._met.setdefault(term, deque(maxlen=KEPT))
+        newest.append(seconds)
+        self._seconds[term] = median(newest)
 
     @contextmanager
     def measure(self, term: str) -> Iterator[None]:

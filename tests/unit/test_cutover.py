@@ -5,7 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detour.cutover import History, Limits, Round, Step, decide, observe, predict, throttled
+from detour.cutover import (
+    History,
+    Left,
+    Limits,
+    Round,
+    Step,
+    data_s,
+    decide,
+    fits,
+    hold_limit_s,
+    observe,
+    predict,
+    throttled,
+)
+from detour.pause import BEFORE_S, TERMS, Pause
 
 MIB = 2**20
 
@@ -97,6 +111,95 @@ def test_an_overhead_beyond_the_limit_does_not_keep_the_host_away():
     assert decision.predicted_s > 3.0
 
 
+def test_a_bound_that_the_host_does_not_reach_is_lifted():
+    limits = Limits(max_pause_s=0.5)
+    history = throttled(after(Round(100 * MIB, 1.0, 100 * MIB)), 50.0 * MIB)
+    calm = Round(100 * MIB, 1.0, 90 * MIB, host_bytes_s=20.0 * MIB)
+    history = observe(history, calm)
+    assert decide(history, 90 * MIB, 20 * MIB, limits).step is Step.ROUND
+    history = observe(history, calm)
+    lifted = decide(history, 90 * MIB, 20 * MIB, limits)
+    assert (lifted.step, lifted.bytes_per_second) == (Step.THROTTLE, 0.0)
+    assert throttled(history, 0.0).bound_bytes_s == 0 and throttled(history, 0.0).throttles == 1
+
+
+def test_a_bound_that_the_host_feels_stays():
+    history = throttled(after(Round(100 * MIB, 1.0, 100 * MIB)), 50.0 * MIB)
+    for _ in range(4):
+        history = observe(history, Round(100 * MIB, 1.0, 60 * MIB, host_bytes_s=49.0 * MIB))
+    assert history.spare == 0
+
+
+def test_a_host_is_not_slowed_while_the_cutover_may_not_come():
+    history = throttled(after(Round(100 * MIB, 1.0, 100 * MIB)), 50.0 * MIB)
+    decision = decide(history, 100 * MIB, 50 * MIB, Limits(max_pause_s=0.5), window_open=False)
+    assert (decision.step, decision.bytes_per_second) == (Step.THROTTLE, 0.0)
+
+
+def test_a_throttle_is_below_what_the_host_writes_and_above_the_floor():
+    same = Round(100 * MIB, 1.0, 100 * MIB)
+    stalled = after(same, same, same)
+    assert decide(stalled, 100 * MIB, 30 * MIB, Limits(max_pause_s=0.5)).bytes_per_second == pytest.approx(21 * MIB)
+    hard = replace(stalled, throttles=12)
+    assert decide(hard, 100 * MIB, 1000.0, Limits(max_pause_s=0.5)).bytes_per_second == 256 * 1024
+
+
+@pytest.mark.parametrize("write_s, byte_s", [(0.001, 0.0), (0.0, 1e-8), (0.0005, 2e-8)])
+def test_main_costs_a_write_and_a_byte(write_s, byte_s):
+    """The first rounds bring large writes; what is left at the end is small ones."""
+    history = History()
+    for writes, size in ((100, 100 * MIB), (60, 50 * MIB), (200, 20 * MIB), (400, 8 * MIB)):
+        history = observe(history, Round(size, write_s * writes + byte_s * size, MIB, writes, writes))
+    assert data_s(history, Left(MIB, 256)) == pytest.approx(write_s * 256 + byte_s * MIB, rel=0.02)
+
+
+def test_pieces_that_were_merged_before_are_expected_to_be_merged_again():
+    history = observe(History(), Round(64 * MIB, 1.0, MIB, 64, 64 * 16))
+    assert data_s(history, Left(MIB, 16)) == pytest.approx(1 / 64)
+    assert data_s(history, Left(MIB)) == pytest.approx(1 / 64)          # pieces unknown: by bytes
+
+
+def test_a_prediction_leaves_headroom():
+    history = after(Round(100 * MIB, 1.0, MIB))
+    limits = Limits(max_pause_s=1.0, overhead_s=0.1)
+    assert fits(history, 74 * MIB, limits) and not fits(history, 76 * MIB, limits)
+
+
+def test_holds_are_given_up_at_the_limit_a_few_times_and_then_later():
+    limits = Limits(max_pause_s=1.0, hold_max_s=15.0)
+    assert [hold_limit_s(tries, 0.5, limits) for tries in range(8)] == [1, 1, 1, 2, 4, 8, 15, 15]
+    assert hold_limit_s(10**6, 0.5, limits) == 15
+    assert hold_limit_s(0, 2.5, limits) == 5            # an overhead beyond the limit is no reason to fail three times
+    assert hold_limit_s(0, 25.0, limits) == 15
+
+
+def test_a_later_detour_knows_main_and_not_the_host():
+    history = throttled(after(Round(100 * MIB, 2.0, 90 * MIB, 100, 100)), 10.0 * MIB)
+    later = history.another_run()
+    assert (later.rounds, later.left_bytes, later.bound_bytes_s, later.throttles) == (0, -1, 0, 0)
+    assert later.speed_bytes_s == 50 * MIB and later.fit == history.fit
+    assert decide(later, 0, 0.0, Limits()).step is Step.ROUND
+
+
+def test_the_terms_of_a_pause_are_what_was_measured():
+    pause = Pause()
+    assert set(pause.terms_ms()) == set(TERMS) and pause.overhead_s == pytest.approx(sum(BEFORE_S.values()))
+    pause.like("redirect", 0.3)                         # a step that is like it
+    assert pause.terms_ms()["redirect"] == 300
+    pause.met("redirect", 0.5)                          # the first real one replaces what was only like it
+    assert pause.terms_ms()["redirect"] == 500
+    pause.like("redirect", 9.0)
+    pause.met("redirect", 0.3)
+    assert pause.terms_ms()["redirect"] == pytest.approx(400)
+    pause.met("redirect", 30.0)                         # one that is out of all proportion
+    assert pause.terms_ms()["redirect"] == pytest.approx(500)
+    with pytest.raises(OSError), pause.measure("drain"):
+        raise OSError
+    assert pause.terms_ms()["drain"] == BEFORE_S["drain"] * 1e3
+    rest = sum(pause.terms_ms()[term] for term in ("release", "redirect", "leave")) / 1e3
+    assert pause.after_main_is_right_s() == pytest.approx(rest)
+
+
 rates = st.floats(min_value=1e3, max_value=1e10)
 
 
@@ -115,9 +218,9 @@ def test_rounds_converge_for_every_host_and_main(speed, host, start, pause, over
             assert data_s <= max(pause - overhead, pause / 4) * 1.05 + 1e-6 + 1 / speed
             return
         if decision.step is Step.THROTTLE:
-            assert 0 < decision.bytes_per_second < speed
-            bound = decision.bytes_per_second
-            history = throttled(history, bound)
+            assert 0 <= decision.bytes_per_second < speed
+            bound = decision.bytes_per_second or float("inf")
+            history = throttled(history, decision.bytes_per_second)
             continue
         seconds = left / speed
         flushed, left = left, min(host, bound) * seconds
@@ -132,5 +235,5 @@ def test_every_history_gives_a_sane_decision(rounds, remaining, host, window):
     history = after(*rounds)
     decision = decide(history, remaining, host, Limits(), window)
     assert decision.predicted_s >= 0 and decision.reason
-    assert (decision.bytes_per_second > 0) == (decision.step is Step.THROTTLE)
+    assert decision.bytes_per_second == 0 or decision.step is Step.THROTTLE
     assert decision.step is not Step.HOLD or (window and history.rounds > 0)

@@ -179,6 +179,21 @@ def test_writes_with_a_delay_reach_the_store_later():
     world.close()
 
 
+def test_a_disk_with_a_write_rate_takes_no_more():
+    world = World(write_bytes_s=51200)                      # a block in 10 ms
+    world.reactor.set_clock(10**9)
+    host = Host(world)
+    tags = [host.begin(cdb_rw(0x8A, lba, 1), flags=WRITE, edtl=512, data=b"d" * 512) for lba in range(5)]
+    assert host.nothing_comes()
+    for count in range(6):
+        world.reactor.set_clock(10**9 + count * 10_000_000 + 1_000_000)
+        world.turn(3)
+        assert bytes(world.image[:2560:512]) == b"d" * count + bytes(5 - count)
+    assert [host.finish(tag).status for tag in tags] == [0] * 5
+    host.close()
+    world.close()
+
+
 def test_a_disk_lives_on_its_stores_reactor():
     reactor = Reactor()
     store = MemoryStore(reactor, 1 << 20)

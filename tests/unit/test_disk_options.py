@@ -20,6 +20,7 @@ PLAIN = DiskOptions()
         ("disk.img?lun=0&serial=A%261", "disk.img", 0, DiskOptions(serial="A&1")),
         ("disk.img?no-thin&no-write-cache=yes", "disk.img", 3, DiskOptions(thin=False, write_cache=False)),
         ("disk.img?size=64MiB&delay-ms=1.5", "disk.img", 3, DiskOptions(create_bytes=2**26, delay_us=1500)),
+        ("disk.img?write-rate=24MiB", "disk.img", 3, DiskOptions(write_bytes_s=24 * 2**20)),
         ("disk.img?reservations=/var/lib/r.json", "disk.img", 3, DiskOptions(reservations_path="/var/lib/r.json")),
         ("file:///srv/a%3Fb.img?read-only", "file:///srv/a%3Fb.img", 3, DiskOptions(read_only=True)),
         ("iscsi://h/iqn.x:y/0?secret-file=/k&read-only&data-digest=crc32c",

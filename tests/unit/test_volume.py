@@ -378,6 +378,68 @@ def test_throttle_bounds_the_write_rate(world):
     assert answered[10] in range(8, 13) and answered[59] == 50
 
 
+def paced(world, now, steps, step_ns=10_000_000):
+    """How many writes are open after each step of the clock."""
+    left = []
+    for step in range(1, steps + 1):
+        world.reactor.set_clock(now + step * step_ns)
+        world.turn(2)
+        left.append(len(world.open))
+    return left
+
+
+def throttled_writes(world, count, blocks_a_second):
+    now = 10**12
+    world.reactor.set_clock(now)
+    world.freeze()
+    world.command(world.volume.throttle(512 * blocks_a_second))
+    for lba in range(count):
+        world.write(lba, 1)
+    world.turn(2)
+    return now
+
+
+def test_a_tighter_throttle_lets_what_waits_go_when_it_was_to_go(world):
+    now = throttled_writes(world, 20, 100)
+    world.command(world.volume.throttle(512 * 10))
+    for lba in range(100, 104):
+        world.write(lba, 1)
+    left = paced(world, now, 70)
+    assert left[9] in range(13, 16) and left[20] == 4           # 20 of them in 0.2 s as before, no burst
+    assert left[35] == 3 and left[65] == 0                      # then one in 0.1 s
+
+
+def test_a_looser_throttle_paces_what_waits_anew(world):
+    now = throttled_writes(world, 20, 10)
+    world.command(world.volume.throttle(512 * 100))
+    left = paced(world, now, 25)
+    assert left[4] in range(14, 17) and left[22] == 0
+    assert all(before - after <= 2 for before, after in zip(left, left[1:], strict=False))
+
+
+def test_no_throttled_answer_waits_longer_than_is_allowed(world):
+    now = 10**12
+    world.reactor.set_clock(now)
+    world.freeze()
+    world.command(world.volume.throttle(1, 300))
+    for lba in range(10):
+        world.write(lba, 1)
+    left = paced(world, now, 35)
+    assert left[25] == 10 and left[31] == 0
+
+
+def test_the_pieces_of_what_is_unreflected_are_counted(world):
+    world.freeze()
+    for lba in (0, 10, 11, 500):
+        world.write(lba, 1)
+    world.settle()
+    assert world.stat("unreflected_extents") == 4
+    assert world.stat("unreflected_bytes") == 4 * 512
+    world.write(0, 12)
+    world.settle()
+    assert world.stat("unreflected_extents") == 2
+
+
 def test_the_journal_forgets_when_the_host_is_home(world):
     world.freeze()
     world.write(10, 2)
