@@ -187,3 +187,11 @@ def test_the_linter_agrees():
     ended = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "python", "tests", "bench"], cwd=ROOT,
                            capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stdout
+
+
+def test_every_package_is_installed():
+    import tomllib
+
+    told = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {".".join(path.parent.relative_to(ROOT / "python").parts) for path in (ROOT / "python").rglob("__init__.py")}
+    assert found <= told, f"pyproject.toml leaves out {sorted(found - told)}"

@@ -1,7 +1,5 @@
 """The command line: help of every command, exit codes, one sentence instead of a traceback, and the local tools."""
-
-from __future__ import asyncio
-
+import asyncio
 import json
 import subprocess
 import sys
