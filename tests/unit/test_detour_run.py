@@ -14,7 +14,7 @@ from detour.phases import Phase, Result
 from detour.redirect.base import MainSession
 from detour.run_parts import CORE_ARMED, CORE_CATCHING_UP, CORE_COPYING, CORE_PASS
 from detour.volumes import CopyEnd
-from tests.support.run_world import GATEWAY, SIZE, FakeLive, FakeSink, World
+from tests.support.run_world import GATEWAY, MIB, SIZE, FakeLive, FakeSink, World
 
 
 @pytest.fixture
@@ -321,6 +321,106 @@ def test_a_hold_that_takes_too_long_is_given_up(tmp_path):
     assert world.go() is Result.DONE
     assert "unhold" in world.live.log
     assert any("took too long" in warning for warning in world.run.warnings)
+
+
+class FastWriter(FakeLive):
+    """Main takes 100 MB a second, and a host writes 150 as long as it is let."""
+
+    def __init__(self):
+        super().__init__()
+        self.dirty, self.bound, self.bounds = 400_000_000, 0, []
+
+    async def throttle(self, n, delay_s=5.0):
+        await super().throttle(n, delay_s)
+        self.bound = n
+        self.bounds.append(n)
+
+    async def round(self):
+        self._step("round")
+        done, seconds = self.dirty, max(self.dirty / 1e8, 1e-3)
+        written = 0 if self.phase == 4 else int(min(1.5e8, self.bound or 1.5e8) * seconds)
+        self.dirty = written
+        self.counters["write_bytes"] += written
+        await asyncio.sleep(0.002)
+        return done, max(1, done // MIB), seconds
+
+
+def writer_world(tmp_path, live, **settings):
+    world = World(tmp_path, **settings)
+    world.live = world.parts.live = live
+    world.driver.live = live
+    world.run = DetourRun(world.parts, "nightly", "a tag")
+    return world
+
+
+def test_a_host_faster_than_main_is_slowed_and_let_go_before_the_drain(tmp_path):
+    world = writer_world(tmp_path, FastWriter())
+    assert world.go() is Result.DONE
+    bounds = world.live.bounds
+    assert 0 < bounds[0] < 1e8 and bounds[-1] == 0
+    world.in_order("throttle", "hold_hosts", "throttle", "drain_hosts", "release")
+    cutover = world.documents[-1]["cutover"]
+    assert cutover["throttle_least_bytes_per_second"] == bounds[0] and cutover["throttle_bytes_per_second"] == 0
+    assert cutover["tries"] == 1
+
+
+def test_the_bound_is_back_when_a_hold_was_given_up(tmp_path):
+    world = writer_world(tmp_path, FastWriter())
+    world.live.fail["drain"] = [StorageError("not drained")]
+    assert world.go() is Result.DONE
+    log = world.live.log
+    assert world.live.bounds[:3] == [world.live.bounds[0], 0, world.live.bounds[0]]
+    assert log.index("drain") < log.index("unhold") and log.count("hold_hosts") == 2
+
+
+def test_a_hold_is_given_up_at_the_limit_of_the_pause_while_main_is_not_right(tmp_path):
+    world = World(tmp_path, max_pause_s=0.15, hold_limit_s=5.0)
+    flushes = []
+
+    async def slow(limit_s=1.0):
+        world.live._step("flush_main")
+        if world.live.phase == 4:
+            flushes.append(1)
+            if len(flushes) <= 2:
+                await asyncio.sleep(2)
+    world.live.flush_main = slow
+    assert world.go() is Result.DONE
+    assert len(flushes) == 3 and world.live.log.count("unhold") == 2 and world.live.log.count("release") == 1
+    assert world.documents[-1]["cutover"]["tries"] == 3
+    assert world.documents[-1]["cutover"]["actual_ms"] < 1000
+
+
+def test_a_pause_that_would_become_too_long_is_given_up_before_the_release(tmp_path):
+    """Behind the release there is no way back to the overlay: the rest of the pause has to fit."""
+    world = World(tmp_path, max_pause_s=0.2, hold_limit_s=5.0)
+    world.parts.pause.met("redirect", 0.12)
+    late = []
+
+    async def flush(limit_s=1.0):
+        world.live._step("flush_main")
+        if world.live.phase == 4 and not late:
+            late.append(1)
+            await asyncio.sleep(0.12)
+    world.live.flush_main = flush
+    assert world.go() is Result.DONE
+    log = world.live.log
+    assert log.count("hold_hosts") == 2 and log.count("release") == 1
+    assert log.index("unhold") < log.index("release")
+
+
+def test_what_hosts_wrote_since_the_round_is_looked_at_again_before_the_hold(world):
+    grown = []
+    verify = world.driver.verify
+
+    async def slow(address):
+        await verify(address)
+        if world.live.phase == CORE_CATCHING_UP and not grown:
+            grown.append(1)
+            world.live.dirty = 2**40
+    world.driver.verify = slow
+    assert world.go() is Result.DONE
+    assert world.live.log.count("hold_hosts") == 1 and world.documents[-1]["cutover"]["tries"] == 1
+    assert world.run.figures.caught_up_bytes > 2**40
 
 
 def test_the_hook_gets_its_words(tmp_path):
