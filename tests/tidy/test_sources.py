@@ -193,5 +193,6 @@ def test_every_package_is_installed():
     import tomllib
 
     told = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {".".join(path.parent.relative_to(ROOT / "python").parts) for path in (ROOT / "python").rglob("__init__.py")}
+    source = ROOT / "python"
+    found = {".".join(path.parent.relative_to(source).parts) for path in source.rglob("__init__.py")}
     assert found <= told, f"pyproject.toml leaves out {sorted(found - told)}"

@@ -47,7 +47,7 @@ def share_done(document: dict[str, Any]) -> float:
 
 
 async def follow_terminal(documents: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-    """A bar with phase and figures on a terminal; elsewhere a line for each change of phase or of what is waited for."""
+    """A bar with phase and figures on a terminal; elsewhere a line for each phase and each reason to wait."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -28,7 +28,7 @@ GET_LBA_STATUS = (0x9E, 0x12)
 EXECUTED = (*READS_WRITES, *RESERVATIONS, PERSISTENT_IN, PERSISTENT_OUT, UNMAP, WRITE_SAME_10, WRITE_SAME_16,
             COMPARE_AND_WRITE, WRITE_ATOMIC, 0x8B, 0x34, 0x90, EXTENDED_COPY, RECEIVE_COPY_RESULTS)
 ALL = 0xFFFFFFFF
-FORMAT_UNIT = 0x04                      # refused always, as what erases of SANITIZE: they would reach beyond the overlay
+FORMAT_UNIT = 0x04                      # refused always, as what erases of SANITIZE: it would reach beyond the overlay
 SANITIZE, EXIT_FAILURE_MODE = 0x48, 0x1F
 
 Commands = frozenset[tuple[int, int | None]]
