@@ -22,7 +22,7 @@ from detour.doctor.on_gateway import (
 from detour.doctor.on_main import check_addresses, check_hosts, check_main, check_pause, check_redirect
 from detour.doctor.on_stores import check_stores
 from detour.errors import LoginError, StorageError
-from detour.redirect.base import Address, MainSession, VolumeContext, make_driver
+from detour.redirect.base import Address, Door, MainSession, VolumeContext, make_driver
 from tests.support.mains import HOST, OWN, TARGET
 
 MIB = 2**20
@@ -57,6 +57,9 @@ class Driver:
 
     def traps(self, sessions):
         return self.trapped
+
+    def door(self):
+        return Door()
 
 
 def identity(**options):
@@ -221,8 +224,14 @@ def test_a_journal_that_is_too_small_for_what_hosts_write(case, monkeypatch):
     case.history = [record(host_write_bytes_s=10e6)]
     found = complaint(look(check_journal, case), State.WARNING)
     assert found.figures["need_bytes"] == int(10e6 * 100 * 1.5) and "as during the last copy" in found.sentence
+    case.history = [record(host_write_bytes_s=10e6), record(pit_ns=200 * 10**9, ended_ns=300 * 10**9,
+                                                            host_write_bytes_s=10e3)]
+    assert states(look(check_journal, case)) == [State.OK]      # the newest counts, in whatever order they come
     case.history, case.main.written = [record()], 0             # main's own statistics
     assert "as main counts now" in complaint(look(check_journal, case), State.WARNING).sentence
+    case.history, case.size_bytes, case.store_bytes_s = [], 2**40, 100e6        # nothing copied yet: as the store takes
+    found = complaint(look(check_journal, case), State.WARNING)
+    assert found.figures["copy_seconds"] == round(2**40 / 100e6)
 
 
 def test_a_journal_that_has_no_place(case, tmp_path):
@@ -315,7 +324,23 @@ def test_everything_in_one_go(case):
 def test_in_a_detour_main_is_left_alone(case):
     case.in_detour = "db01-1 is copying"
     case.driver.fail = {name: AssertionError("asked") for name in ("prepare", "verify", "sessions")}
-    assert "main was not asked" in next(one.sentence for one in asyncio.run(examine(case)) if one.check == "redirect")
+    found = {one.check: one for one in asyncio.run(examine(case))}
+    assert "were left alone" in found["redirect"].sentence
+    assert not {"journal", "cache", "store nightly"} & set(found), "a copy that runs has the disks for itself"
+
+
+def test_a_session_to_main_that_is_lost_is_no_main(case):
+    case.main.state, case.main.last_error = "lost", "192.0.2.20:3260 cannot be reached: Connection refused"
+    assert "Connection refused" in complaint(look(check_main, case)).sentence
+    assert case.main is None            # what comes after does not ask it
+
+
+def test_the_doctor_makes_no_folder(case, tmp_path):
+    (tmp_path / "backups").rmdir()
+    assert "is made by the first backup" in look(check_stores, case)[0].sentence
+    assert not (tmp_path / "backups").exists()
+    case.size_bytes = 2**60
+    assert "of room" in complaint(look(check_stores, case)).sentence
 
 
 def test_a_check_that_hangs_or_breaks_does_not_end_the_others(case, monkeypatch):

@@ -37,12 +37,30 @@ async def look_alone(path: str, volume: str | None) -> list[dict[str, Any]]:
 
 
 async def gather(api: str, path: str | None, volume: str | None) -> list[dict[str, Any]]:
-    try:
-        return await ask_gateway(api, volume)
-    except (ClosedError, StorageError, TimeoutError_) as error:
-        if path is None:
-            raise DetourError(error.message, hint="Where no gateway runs, give its configuration with -c.") from None
+    """A configuration knows where its gateway listens: that one is asked, and no other."""
+    places = [api] if path is None else configured_apis(path)
+    for place in places:
+        try:
+            return await ask_gateway(place, volume)
+        except (ClosedError, StorageError, TimeoutError_) as error:
+            if path is None:
+                raise DetourError(error.message, hint="Where no gateway runs, give its configuration with -c."
+                                  ) from None
+    assert path is not None
     return await look_alone(path, volume)
+
+
+def configured_apis(path: str) -> list[str]:
+    from detour.config import load_config
+
+    return [str(api) for api in load_config(Path(path)).gateway.api]
+
+
+def verdict(wrong: int, looks: int) -> str:
+    """The last line."""
+    if wrong:
+        return f"{wrong} wrong: a detour would be refused, fail, or harm hosts"
+    return f"ready for a detour; {looks} to look at" if looks else "ready for a detour"
 
 
 @click.command()
@@ -54,8 +72,8 @@ async def gather(api: str, path: str | None, volume: str | None) -> list[dict[st
 def command(volume: str | None, path: str | None, api: str, as_json: bool) -> int:
     """Check everything that a detour of VOLUME (or of each volume) needs. Nothing is changed on main.
 
-    A gateway that runs is asked to look; where none runs, the configuration says where to look. Exit code 0: detours
-    will work (what could be better is told); 1: something is wrong, with what to do about it.
+    A gateway that runs is asked to look; where none runs, the configuration (-c) says where to look. Exit code 0:
+    detours will work (what could be better is told); 1: something is wrong, with what to do about it.
     """
     found = run_async(gather(api, path, volume))
     wrong = sum(finding["state"] == "problem" for finding in found)
@@ -71,5 +89,5 @@ def command(volume: str | None, path: str | None, api: str, as_json: bool) -> in
         click.echo(f"  {click.style(f'{mark:5}', fg=colour)}  {finding['check']}: {finding['finding']}")
         if finding["fix"]:
             click.echo(f"         -> {finding['fix']}")
-    click.echo(f"{wrong} wrong" if wrong else "ready for a detour")
+    click.echo(verdict(wrong, sum(finding["state"] == "warning" for finding in found)))
     return 1 if wrong else 0

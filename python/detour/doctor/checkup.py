@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from detour.doctor.findings import Case, Finding, ok, problem
+from detour.doctor.findings import Case, Finding, ok, problem, said_by
 from detour.doctor.on_gateway import check_address, check_journal, check_machine, check_medium, check_state
 from detour.doctor.on_main import (
     check_addresses,
@@ -27,19 +27,23 @@ CHECK_LIMIT_S = 60.0
 ON_MAIN: tuple[Callable[[Case], Awaitable[list[Finding]]], ...] = (
     check_portals, check_redirect, check_hosts, check_addresses, check_pause)
 ANYWHERE: tuple[Callable[[Case], Awaitable[list[Finding]]], ...] = (
-    check_address, check_journal, check_medium, check_stores, check_state, check_machine)
+    check_address, check_stores, check_journal, check_medium, check_state, check_machine)
+# What would take the disks of a copy that runs, or the room that its image is about to take.
+NOT_IN_DETOUR = (check_stores, check_journal, check_medium)
 
 
 async def examine(case: Case) -> list[Finding]:
     """All findings of a volume. Never raises for what it finds."""
     found = await _bounded(check_main, case)
     if case.in_detour:
-        found.append(ok("redirect", f"the volume is in a detour now ({case.in_detour}): main was not asked"))
+        found.append(ok("redirect", f"the volume is in a detour now ({case.in_detour}): main, journal and "
+                        "stores were left alone"))
     else:
         for check in ON_MAIN if case.main is not None else ON_MAIN[:2]:
             found += await _bounded(check, case)
     for check in ANYWHERE:
-        found += await _bounded(check, case)
+        if not case.in_detour or check not in NOT_IN_DETOUR:
+            found += await _bounded(check, case)
     return found
 
 
@@ -51,6 +55,5 @@ async def _bounded(check: Callable[[Case], Awaitable[list[Finding]]], case: Case
     except TimeoutError:
         return [problem(name, f"the check took longer than {CHECK_LIMIT_S:g} s", "Look for what does not answer.")]
     except (DetourError, OSError) as error:
-        said = error.message if isinstance(error, DetourError) else str(error)
-        hint = error.hint if isinstance(error, DetourError) else ""
-        return [problem(name, said, hint or "See the sentence.")]
+        said, hint = said_by(error)
+        return [problem(name, said, hint or "Mend what the sentence says, and look again.")]

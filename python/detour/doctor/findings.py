@@ -9,6 +9,7 @@ from typing import Any
 
 from detour.backups.catalog import BackupRecord
 from detour.config import Config, VolumeSection
+from detour.errors import DetourError
 from detour.redirect.base import Address, MainSession, RedirectDriver
 
 
@@ -41,6 +42,25 @@ def warning(check: str, sentence: str, fix: str, **figures: Any) -> Finding:
     return Finding(check, State.WARNING, sentence, fix, figures)
 
 
+def said_by(error: BaseException) -> tuple[str, str]:
+    """What an error says, and its own hint: empty where it has none but that of its kind, which knows no place."""
+    if isinstance(error, DetourError):
+        return error.message, str(vars(error).get("hint", ""))
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__, ""
+
+
+def speed(bytes_s: float) -> str:
+    return f"{bytes_s / 2**20:.0f} MiB/s" if bytes_s >= 10 * 2**20 else f"{bytes_s / 2**10:.0f} KiB/s"
+
+
+def volume_of(length_bytes: float) -> str:
+    """For people: not to the byte."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if length_bytes >= 10 * factor:
+            return f"{length_bytes / factor:.0f} {unit}"
+    return f"{length_bytes:.0f} bytes"
+
+
 def problem(check: str, sentence: str, fix: str, **figures: Any) -> Finding:
     return Finding(check, State.PROBLEM, sentence, fix, figures)
 
@@ -64,6 +84,7 @@ class Case:
     sessions: list[MainSession] = field(default_factory=list)
     actions_s: float = 0.0              # how long looking at main's redirect took
     size_bytes: int = 0
+    store_bytes_s: float = 0.0          # what the slowest store takes; 0: not known
 
     @property
     def state(self) -> Path:

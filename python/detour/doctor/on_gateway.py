@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from detour.doctor.findings import Case, Finding, ok, problem, warning
+from detour.doctor.findings import Case, Finding, ok, problem, speed, volume_of, warning
 from detour.doctor.on_main import observed_write_bytes_s
 from detour.errors import DetourError
 from detour.iscsi.session import open_socket
@@ -84,7 +84,7 @@ async def check_journal(case: Case) -> list[Finding]:
             return [problem("journal", f"the folder of the journal {path} cannot be used: {error.strerror}",
                             "Make the folder, or correct journal.path.")]
         if free < size:
-            return [problem("journal", f"the journal needs {format_size(size)}, and {folder} has {format_size(free)}",
+            return [problem("journal", f"the journal needs {format_size(size)}, and {folder} has {volume_of(free)}",
                             "Make room, or make journal.size smaller.")]
     elif not os.access(path, os.R_OK | os.W_OK):
         return [problem("journal", f"the journal {path} may not be read and written",
@@ -98,16 +98,16 @@ async def check_journal(case: Case) -> list[Finding]:
     need = int(rate * seconds * ROOM_FACTOR)
     figures = {"bytes": size, "need_bytes": need, "write_bytes_per_second": round(rate), "copy_seconds": round(seconds)}
     if need > size:
-        found.append(warning("journal", f"hosts write {format_size(int(rate))}/s ({source}) during a copy of "
-                             f"{seconds:.0f} s: {format_size(need)} are wanted, the journal has {format_size(size)}",
+        found.append(warning("journal", f"hosts write {speed(rate)} ({source}) during a copy of {seconds:.0f} s: "
+                             f"{volume_of(need)} are wanted, the journal has {format_size(size)}",
                              "Make journal.size larger: the copy then need not run after what hosts write.", **figures))
     else:
-        found.append(ok("journal", f"{format_size(size)}, and {format_size(need)} are enough ({source})", **figures))
+        found.append(ok("journal", f"{format_size(size)}, and {volume_of(need)} are enough ({source})", **figures))
     return found
 
 
 async def _write_rate(case: Case) -> tuple[float | None, str]:
-    for record in reversed(list(case.history)):
+    for record in sorted(case.history, key=lambda one: one.pit_ns, reverse=True):
         if record.host_write_bytes_s is not None:
             return record.host_write_bytes_s, "as during the last copy"
     if case.main is not None and hasattr(case.main, "command"):
@@ -118,10 +118,12 @@ async def _write_rate(case: Case) -> tuple[float | None, str]:
 
 
 def _copy_seconds(case: Case) -> float | None:
-    for record in reversed(list(case.history)):
+    """As long as the last copy took; before the first one, as store and configured rate let it."""
+    for record in sorted(case.history, key=lambda one: one.pit_ns, reverse=True):
         if record.ended_ns > record.pit_ns > 0:
             return (record.ended_ns - record.pit_ns) / 1e9
-    return None
+    speeds = [bound for bound in (case.store_bytes_s, case.section.copy_.rate) if bound]
+    return case.size_bytes / min(speeds) if speeds and case.size_bytes else None
 
 
 async def check_medium(case: Case) -> list[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from detour.doctor.findings import Case, Finding, ok, problem, warning
+from detour.doctor.findings import Case, Finding, ok, problem, said_by, warning
 from detour.errors import DetourError, LoginError, StorageError
 from detour.iscsi.session import LoginOptions, discover, open_socket
 from detour.redirect.witness import same_host
@@ -16,6 +16,8 @@ PORTAL_LIMIT_S = 3.0
 
 async def check_main(case: Case) -> list[Finding]:
     """Main answers, and lets the gateway log in with the name that it has."""
+    if case.main is not None and getattr(case.main, "state", "connected") != "connected":
+        case.main, case.main_error = None, StorageError(case.main.last_error or "the session to main is lost")
     if case.main is None:
         return [_unreachable(case)]
     identity = getattr(case.main, "identity", None)
@@ -37,39 +39,47 @@ async def check_main(case: Case) -> list[Finding]:
 
 
 def _unreachable(case: Case) -> Finding:
-    error = case.main_error
-    sentence = error.message if isinstance(error, DetourError) else str(error or "main was not opened")
+    sentence, hint = said_by(case.main_error or StorageError("main was not opened"))
+    error, name = case.main_error, case.driver.context.initiator_name
     fix = "Check the address in volume.main, the network between gateway and main, and that main's service runs."
-    if isinstance(error, LoginError):
-        fix = {1: f"Let main accept the initiator name {case.driver.context.initiator_name}; check volume.main-auth.",
-               2: f"Add {case.driver.context.initiator_name} to main's access list, or set volume.initiator-name.",
+    if isinstance(error, LoginError) and error.status_class == 1:
+        fix = ("Main redirects now: a detour is under way, or was left behind. Start the gateway, which brings hosts "
+               "home; else clear the redirect on main.")
+    elif isinstance(error, LoginError):
+        fix = {1: f"Let main accept the initiator name {name}; check user and secret in volume.main-auth.",
+               2: f"Add {name} to main's access list, or set volume.initiator-name to a name that is on it.",
                3: "Check the target's name in volume.main."}.get(error.status_detail, fix)
-        if error.status_class == 1:
-            fix = "Main redirects now: a detour is under way, or was left behind. See `detour status`."
-    hint = error.hint if isinstance(error, DetourError) else ""
+    elif "Cannot assign requested address" in sentence:
+        fix = (f"The gateway reaches main from {case.driver.door().source_ip}, which is no address of this machine: "
+               "correct gateway.advertise.")
     return problem("main", f"main cannot be used: {sentence}", f"{hint} {fix}".strip())
 
 
 async def check_portals(case: Case) -> list[Finding]:
     """Every portal that main tells of: a host may use any of them."""
-    main = case.section.main
-    if not isinstance(main, IscsiUrl):
-        return []
+    main, name = case.section.main, case.driver.context.initiator_name
+    if not isinstance(main, IscsiUrl) or (case.main is None and not isinstance(case.main_error, LoginError)):
+        return []                               # whoever does not answer at all has been told of
     try:
         told = await discover(main.host, main.port, LoginOptions(
-            case.driver.context.initiator_name, connect_seconds=PORTAL_LIMIT_S, login_seconds=PORTAL_LIMIT_S))
+            name, source_ip=case.driver.door().source_ip, connect_seconds=PORTAL_LIMIT_S, login_seconds=PORTAL_LIMIT_S))
     except DetourError as error:
         return [warning("portals", f"main does not tell its portals: {error.message}",
                         "Allow discovery to the gateway, or look by hand that every portal redirects.")]
     portals = [(host, port) for target in told if target.name.lower() == main.target.lower()
                for host, port, _ in target.addresses]
+    if not portals:
+        others = ", ".join(sorted(target.name for target in told)) or "no target"
+        return [warning("portals", f"main tells {name} of {others}, not of {main.target}",
+                        "Correct the target's name in volume.main, or let main show the target to the gateway.")]
     away = [f"{host}:{port}" for (host, port), there in zip(
         portals, await asyncio.gather(*(_answers(*portal) for portal in portals)), strict=True) if not there]
     if away:
         return [warning("portals", f"main tells of portals that the gateway does not reach: {', '.join(away)}",
                         "Hosts may use them: make sure that they redirect too.",
                         portals=[f"{host}:{port}" for host, port in portals])]
-    return [ok("portals", f"{len(portals)} portals, all reached", portals=[f"{host}:{port}" for host, port in portals])]
+    all_of_them = ", ".join(f"{host}:{port}" for host, port in portals)
+    return [ok("portals", f"main is reached at {all_of_them}", portals=[f"{host}:{port}" for host, port in portals])]
 
 
 async def _answers(host: str, port: int) -> bool:
@@ -85,12 +95,17 @@ async def check_redirect(case: Case) -> list[Finding]:
     begun = time.monotonic()
     try:
         await case.driver.prepare()
+    except (DetourError, OSError) as error:
+        said, hint = said_by(error)
+        return [problem("redirect", f"main could not redirect hosts ({case.driver.name}): {said}", hint or
+                        "Check the table redirect of the volume, and that main's control interface answers "
+                        "(docs/redirect.md).")]
+    try:
         await case.driver.verify(None)
     except (DetourError, OSError) as error:
-        hint = error.hint if isinstance(error, DetourError) else ""
-        said = error.message if isinstance(error, DetourError) else str(error)
-        return [problem("redirect", f"main could not redirect hosts ({case.driver.name}): {said}",
-                        hint or "Check the table redirect of the volume against docs/redirect.md.")]
+        said, hint = said_by(error)
+        return [problem("redirect", said, hint or "A redirect was left behind, or is another's: where a detour was "
+                        "under way start the gateway, which brings hosts home; else clear it on main.")]
     case.actions_s = time.monotonic() - begun
     return [ok("redirect", f"main can redirect hosts ({case.driver.name}), and does not now",
                seconds=round(case.actions_s, 3))]
@@ -101,13 +116,14 @@ async def check_hosts(case: Case) -> list[Finding]:
     try:
         case.sessions = await case.driver.sessions()
     except (DetourError, OSError) as error:
-        said = error.message if isinstance(error, DetourError) else str(error)
-        return [problem("hosts", f"main does not tell its sessions: {said}", "Check the table redirect of the volume.")]
+        return [problem("hosts", f"main does not tell its sessions: {said_by(error)[0]}",
+                        "Check the table redirect of the volume.")]
     hosts = [session for session in case.sessions if not session.ours]
     if not hosts:
         return [warning("hosts", "no host is logged in to main", "Nothing, if the volume is not in use now.")]
     names = sorted({session.initiator for session in hosts})
-    found = [ok("hosts", f"{len(hosts)} sessions of {', '.join(names)}", sessions=len(hosts), initiators=names)]
+    count = "1 session" if len(hosts) == 1 else f"{len(hosts)} sessions"
+    found = [ok("hosts", f"{count} of {', '.join(names)}", sessions=len(hosts), initiators=names)]
     if any(session.initiator.lower() == case.driver.context.initiator_name.lower() for session in hosts):
         found.append(problem("hosts", f"a host has the gateway's own name {case.driver.context.initiator_name}",
                              "Give the gateway another one: volume.initiator-name."))

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from detour.backups import raw
-from detour.doctor.findings import Case, Finding, ok, problem, warning
+from detour.doctor.findings import Case, Finding, ok, problem, said_by, speed, volume_of, warning
 from detour.errors import DetourError
 from detour.iscsi.session import open_socket
-from detour.urls import FileUrl, IscsiUrl, format_size
+from detour.urls import FileUrl, IscsiUrl
 
 TRY_BYTES = 32 * 2**20
 TRY_S = 2.0                     # the speed is told from what was written by then
@@ -39,17 +39,34 @@ async def _check_store(case: Case, name: str) -> list[Finding]:
             return [ok(check, f"{url} answers")]
         if place.final is None:
             return _check_device(check, place, case.size_bytes)
+        folder = place.final.parent
+        if not folder.exists() and folder.parent.is_dir():
+            return [_check_folder_to_be(check, folder, case.size_bytes)]
         await asyncio.to_thread(raw.check_room, place, case.size_bytes)
-    except DetourError as error:
-        return [problem(check, error.message, error.hint or f"Correct store.{name}.url, or make room.")]
-    assert place.final is not None
-    speed = await asyncio.to_thread(_write_speed, place.final.parent)
-    seconds = case.size_bytes / speed
-    told = f"room for an image; it takes {format_size(int(speed))}/s, an image about {seconds:.0f} s"
-    if speed < SLOW_BYTES_S:
+        bytes_s = await asyncio.to_thread(_write_speed, folder)
+    except (DetourError, OSError) as error:
+        said, hint = said_by(error)
+        return [problem(check, said, hint or f"Correct store.{name}.url, or make its folder.")]
+    case.store_bytes_s = min(bytes_s, case.store_bytes_s or bytes_s)
+    seconds = case.size_bytes / bytes_s
+    told = f"room for an image at {speed(bytes_s)}, which is {seconds:.0f} s" if case.size_bytes else (
+        f"it takes {speed(bytes_s)}; how large an image is, main does not say")
+    if bytes_s < SLOW_BYTES_S:
         return [warning(check, told, "A slow store makes a long copy: give the journal room for what hosts write "
-                        "meanwhile.", bytes_per_second=round(speed))]
-    return [ok(check, told, bytes_per_second=round(speed))]
+                        "meanwhile.", bytes_per_second=round(bytes_s))]
+    return [ok(check, told, bytes_per_second=round(bytes_s))]
+
+
+def _check_folder_to_be(check: str, folder: Path, size_bytes: int) -> Finding:
+    """A folder that the first backup makes: the doctor makes nothing."""
+    room = os.statvfs(folder.parent)
+    free = room.f_bavail * room.f_frsize
+    if not os.access(folder.parent, os.W_OK):
+        return problem(check, f"{folder} is not there and cannot be made", "Make it, owned by the gateway's user.")
+    if free < size_bytes:
+        return problem(check, f"{folder.parent} has {volume_of(free)} of room, and the volume {volume_of(size_bytes)}",
+                       "Make room, or use another store.")
+    return ok(check, f"room for an image; {folder} is made by the first backup")
 
 
 def _check_device(check: str, place: raw.Place, size_bytes: int) -> list[Finding]:
@@ -62,7 +79,7 @@ def _check_device(check: str, place: raw.Place, size_bytes: int) -> list[Finding
     except OSError as error:
         return [problem(check, f"{path} cannot be opened: {error.strerror}", "Correct the store's url.")]
     if room < size_bytes:
-        return [problem(check, f"{path} has {format_size(room)}, and the volume {format_size(size_bytes)}",
+        return [problem(check, f"{path} has {volume_of(room)}, and the volume {volume_of(size_bytes)}",
                         "Use a larger device.")]
     return [ok(check, f"{path} has room for an image")]
 
