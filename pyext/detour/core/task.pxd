@@ -303,6 +303,8 @@ cdef void task_abort(Task* task) noexcept nogil                               # 
 # Memory for one command, not of the pool, freed with the task. False: all tasks of the target have as much as they may.
 cdef bint scratch_take(Task* task, uint64_t bytes) noexcept nogil
 cdef bint task_busy(const Task* task) noexcept nogil                          # the device or the socket has memory of it
+cdef bint task_at_device(const Task* task) noexcept nogil                     # a device has a request of it
+cdef void loop_touch(Loop* loop) noexcept nogil                               # who waits for tasks of any target looks again
 cdef void task_fail(Task* task, uint32_t sense) noexcept nogil                # remembers; see task_answer
 cdef void task_inform(Task* task, uint64_t information) noexcept nogil        # INFORMATION of the sense that was made
 cdef void task_fail_status(Task* task, uint8_t status) noexcept nogil

@@ -380,6 +380,14 @@ cdef bint task_busy(const Task* task) noexcept nogil:
     return False
 
 
+cdef bint task_at_device(const Task* task) noexcept nogil:
+    cdef int i
+    for i in range(PARTS):
+        if task.parts[i].state == PART_SUBMITTED:
+            return True
+    return False
+
+
 cdef void part_release(Part* part) noexcept nogil:
     if part.state != PART_IDLE and part.request.device != NULL:
         part.request.device.ops.release(part.request.device, &part.request)

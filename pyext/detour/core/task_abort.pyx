@@ -43,13 +43,26 @@ cdef void device_event(Loop* loop, Device* device, int event) noexcept nogil:
 
 # ---- PREEMPT AND ABORT -----------------------------------------------------------------------------------------------
 
+cdef bint copies_at(const Task* task, const Device* device) noexcept nogil:
+    # An EXTENDED COPY that another logical unit was asked for reads or writes this one.
+    return task.copy != NULL and (task.copy.source == device or task.copy.destination == device)
+
+
+cdef bint has_request_at(const Task* task, const Device* device) noexcept nogil:
+    cdef int i
+    for i in range(PARTS):
+        if task.parts[i].state == PART_SUBMITTED and task.parts[i].request.device == device:
+            return True
+    return False
+
+
 cdef void abort_session_at(Session* session, const Device* device, const Task* but) noexcept nogil:
     cdef Task* task = session.tasks
     cdef Task* following
     while task != NULL:
         following = task.next
         if task.kind == TASK_COMMAND and task.state != TASK_ANSWERED and not task.aborted and task != but:
-            if task_target(task) == device:
+            if task_target(task) == device or copies_at(task, device):
                 task_abort(task)
         task = following
 
@@ -63,7 +76,7 @@ cdef bint aborting_at(Loop* loop, const Device* device) noexcept nogil:
         while session != NULL:
             task = session.tasks
             while task != NULL:
-                if task.aborted and task.device == device and task.kind == TASK_COMMAND:
+                if task.aborted and task.kind == TASK_COMMAND and has_request_at(task, device):
                     return True
                 task = task.next
             session = session.next

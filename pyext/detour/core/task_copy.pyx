@@ -187,9 +187,15 @@ cdef uint32_t check_segment(Task* task, const CopySegment* segment, uint64_t len
         return SENSE_COPY_ABORTED
     if job.destination.read_only or job.destination.software_protected:
         return SENSE_COPY_DEVICE_FAILED
-    if is_forbidden(task, job.source, 0x88) or is_forbidden(task, job.destination, 0x8A):
-        task_fail_status(task, STATUS_RESERVATION_CONFLICT)
     return SENSE_NONE
+
+
+cdef bint is_allowed(Task* task) noexcept nogil:
+    # Asked before each step: a host whose registration another has preempted writes no more.
+    if is_forbidden(task, task.copy.source, 0x88) or is_forbidden(task, task.copy.destination, 0x8A):
+        task_fail_status(task, STATUS_RESERVATION_CONFLICT)
+        return False
+    return True
 
 
 cdef bint is_forbidden(Task* task, Device* device, uint8_t opcode) noexcept nogil:
@@ -227,6 +233,7 @@ cdef void copy_step(Task* task) noexcept nogil:
     cdef CopyJob* job = task.copy
     if task.session.target.dropping:
         task_fail_status(task, STATUS_BUSY)
+    if task.failed or not is_allowed(task):
         end_copy(task)
         return
     fill(&task.parts[0], job.source, REQUEST_READ, job.source_at_bytes + step_offset(job), step_bytes(job), step_read)

@@ -76,6 +76,8 @@ cdef void on_part_done(Request* request) noexcept nogil:
     part_release(part)
     if not task_busy(task):
         task_free(task)
+    else:
+        loop_touch(task.session.target.loop)        # who aborted it does not wait for what the socket still has
 
 
 cdef void part_failed(Part* part, bint writing) noexcept nogil:

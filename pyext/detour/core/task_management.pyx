@@ -113,7 +113,7 @@ cdef bint still_open(Task* function) noexcept nogil:
         while session != NULL:
             task = session.tasks
             while task != NULL:
-                if task.aborted and reaches(function, task):
+                if task.aborted and task_at_device(task) and reaches(function, task):
                     return True
                 task = task.next
             session = session.next

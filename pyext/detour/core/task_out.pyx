@@ -221,6 +221,14 @@ cdef void out_begin(Task* task) noexcept nogil:
     out_advance(task)
 
 
+cdef inline bint at_work(const Task* task) noexcept nogil:
+    # It ends of itself, with the sense that is there by then. A copy uses both of its parts, one after the other.
+    cdef uint8_t state = task.parts[0].state
+    if task.copy != NULL and not task.complete:
+        return True
+    return state == PART_SUBMITTED or state == PART_GUARDED or task.preempting
+
+
 cdef void fail_or_wait(Task* task) noexcept nogil:
     # A failed task: its place goes back now, its answer waits for what the host still sends.
     cdef Part* part = &task.parts[0]
@@ -233,7 +241,7 @@ cdef void fail_or_wait(Task* task) noexcept nogil:
         part.state = PART_IDLE
     give_place_memory(task)
     drop_staging(task)
-    if part.state != PART_SUBMITTED and part.state != PART_GUARDED and not task_data_expected(task):
+    if not at_work(task) and not task_data_expected(task):
         task_answer(task)
 
 
