@@ -241,6 +241,7 @@ cdef void do_resume(Command* command) noexcept nogil:
     while session != NULL:
         session_resume(session)
         session = session.next
+    want_sweep(target)                      # what waits behind ORDERED commands that the drain has ended
     tell_windows(target)
     command_done(command, OK)
 
