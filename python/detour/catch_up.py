@@ -63,6 +63,14 @@ class CatchUp:
             self._learn(Round(done, seconds, left, writes, before["unreflected_extents"]))
         self._pause.newest_ms["data"] = round((time.monotonic() - begun) * 1e3, 1)
 
+    async def prepare_hold(self) -> None:
+        """The release makes the journal stable while hosts are held, and with it all of its data that the system has not
+        written yet. That is done before, and once more to see how long it takes now."""
+        await self._live.sync_journal(self._settings.hold_limit_s)
+        begun = time.monotonic()
+        await self._live.sync_journal(self._settings.hold_limit_s)
+        self._pause.now("release", time.monotonic() - begun)
+
     def still_fits(self) -> bool:
         """Asked just before the hold, whose pause is predicted here: hosts went on writing since the round."""
         left = _left(self._figures.sample())

@@ -43,6 +43,7 @@ from detour.run_parts import (
     sentence_of,
 )
 from detour.watch import MainWatch
+from detour.way_home import WayHome
 from detour.way_in import WayIn
 
 log = structlog.get_logger(__name__)
@@ -82,6 +83,7 @@ class DetourRun:
         self._watch = MainWatch(parts, self._must_redirect, self._warn)
         self._frozen: tuple[float, int] | None = None   # when, and how much hosts had written by then
         self._way_in = WayIn(parts)
+        self._way_home = WayHome(parts, self._warn)
         self._resume_phase: int | None = None
         self._held_since: float | None = None
 
@@ -147,6 +149,8 @@ class DetourRun:
         """The whole run. CancelledError passes (the gateway stops; the journal keeps what is needed to go on)."""
         beside = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch.run())]
         try:
+            if self._resume_phase == CORE_PASS:
+                await self._way_home.look()
             await self._outward()
             await self._until_home()
         finally:
@@ -202,6 +206,7 @@ class DetourRun:
 
     async def _resumed_steps(self) -> None:
         """After a restart, from what the journal says."""
+        self._watch.vouched = self.record is not None and self.record.status is Status.COMPLETE
         await self._watch.look()                # main may have lost its redirect while nobody looked
         if self._resume_phase != CORE_COPYING:
             if self.record is None or self.record.status is not Status.COMPLETE:
@@ -313,8 +318,7 @@ class DetourRun:
             if end.status < 0:
                 raise GiveUp(Result.ABANDONED, f"the copy failed at byte {end.failing_offset_bytes}: "
                              + from_status(end.status).message)
-        if self._watch.spoilt:
-            raise GiveUp(Result.ABANDONED, self._watch.spoilt)
+        await self._watch.vouch()
         try:
             async with asyncio.timeout(self.settings.stall_limit_s):
                 await self._whole(self._publish(self._sink, self.record), self._filing)
@@ -472,6 +476,8 @@ class DetourRun:
                 self._warn(f"the way home was put off: {sentence_of(error)}")
                 home = None
             else:
+                await self._quietly("a sync of the journal", self._rounds.prepare_hold())
+                self._way_home.expect()
                 if not self._rounds.still_fits():
                     return False
                 self.phases.move(Phase.HOLDING)
@@ -508,8 +514,11 @@ class DetourRun:
                 raise TimeoutError              # the last point at which hosts can go on where they are
             with pause.measure("release"):
                 await self._whole(self.live.release())
+            await self._way_home.bring()
             with pause.measure("redirect"):
                 await self._clear_redirect()
+            await self._way_home.finish()
+            self.parts.marker.forget()
         return await self._while_held(steps, limit_s)
 
     async def _clear_and_hold(self) -> None:
@@ -518,10 +527,15 @@ class DetourRun:
         async def clear() -> None:
             async with self._watch.lock:
                 await self._clear_redirect()
+
+        async def leave() -> None:
+            await self._hold_and_drain()
+            await self._way_home.finish(False)
         await self._insist("clearing the redirect", clear)
         waits = Backoff(self.settings)
-        while not await self._while_held(self._hold_and_drain, self.settings.hold_limit_s):
+        while not await self._while_held(leave, self.settings.hold_limit_s):
             await asyncio.sleep(waits.next())
+        self.parts.marker.forget()
 
     async def _hold_and_drain(self) -> None:
         """Answers that wait for a throttle's sake go out as soon as no new command can follow them."""
@@ -552,6 +566,8 @@ class DetourRun:
         if self.parts.pause.history.bound_bytes_s and self.live.phase >= CORE_COPYING:
             await self._rounds.throttle_again()
         await self._insist("opening the volume again", reopen)
+        if self.live.phase < CORE_COPYING:
+            await self._insist("making main writable again", self._way_home.go_on)
         await self._insist("opening the command windows", self.live.resume_hosts)
 
     async def _clear_redirect(self) -> None:
@@ -561,9 +577,10 @@ class DetourRun:
             for sentence in await volume.bring_back():
                 self._warn(sentence)
         await driver.unfence()
+        for sentence in driver.told():
+            self._warn(sentence)
         await driver.clear()
         await driver.verify(None)
-        self.parts.marker.forget()
 
     async def _send_home(self) -> None:
         """Main is right and takes logins: hosts are sent there at once (Async Message event 3, Time2Wait 0)."""

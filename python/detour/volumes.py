@@ -19,6 +19,7 @@ from detour import events
 from detour.errors import ScsiError, TimeoutError_, UsageError, from_status
 from detour.mirror import MainMirror
 from detour.moving import Arrived
+from detour.registrar import Brought, LetIn
 from detour.runtime import Answer, Runtime
 
 log = structlog.get_logger(__name__)
@@ -200,6 +201,27 @@ class LiveVolume:
         """To main; answers what was not brought, one sentence each."""
         return [] if self.mirror is None else await _within(limit_s, "bringing modes back", self.mirror.bring_back())
 
+    async def bring_registrations(self, let_in: LetIn, limit_s: float = COMMAND_LIMIT_S) -> Brought:
+        """To main, with hosts held and main's data right."""
+        if self.mirror is None:
+            return Brought()
+        return await _within(limit_s, "bringing registrations back", self.mirror.bring_registrations(let_in))
+
+    async def leave_main(self, limit_s: float = COMMAND_LIMIT_S) -> None:
+        """The gateway's own registration there ends; those of hosts are not touched."""
+        if self.mirror is not None:
+            await _within(limit_s, "ending the gateway's registration", self.mirror.leave_main())
+
+    async def keep_writing(self, let_in: LetIn, limit_s: float = COMMAND_LIMIT_S) -> None:
+        """After `bring_registrations`: hosts are served here again."""
+        if self.mirror is not None:
+            await _within(limit_s, "making main writable again", self.mirror.keep_writing(let_in))
+
+    @property
+    def registrations_s(self) -> float:
+        """How long `bring_registrations` will take, as far as can be told."""
+        return 0.0 if self.mirror is None else self.mirror.registrations_s
+
     def forget_reservations(self) -> None:
         """Hosts are home."""
         if self.mirror is not None:
@@ -265,6 +287,10 @@ class LiveVolume:
     async def throttle(self, write_bytes_s: int, delay_s: float = 5.0) -> None:
         """Bounds the host's writes; 0: no bound. No answer waits longer than `delay_s` for it."""
         await self._ask(self.volume.throttle(write_bytes_s, round(delay_s * 1e3)), "the throttle")
+
+    async def sync_journal(self, limit_s: float) -> None:
+        """What the journal holds is stable, its data among it: a later sync has little to do."""
+        await _within(limit_s, "a sync of the journal", self.runtime.wait(self.journal.sync(), context="the journal"))
 
     async def release(self) -> None:
         await self._ask(self.volume.release(), "the release")

@@ -13,6 +13,7 @@ from detour.errors import StorageError, TimeoutError_
 from detour.moving import Arrived
 from detour.phases import Phase, Result
 from detour.redirect.base import Address, MainSession, Memo
+from detour.registrar import Brought
 from detour.run_parts import CORE_CATCHING_UP, CORE_COPYING, CORE_PASS, RunParts, RunSettings
 from detour.volumes import CopyEnd
 
@@ -43,6 +44,8 @@ class FakeLive:
         self.faults = asyncio.Queue()
         self.foreign = []
         self.lacking = []                   # what bring_back could not bring
+        self.brought = Brought()
+        self.registrations_s = 0.0
         self.portal = SimpleNamespace(admit=lambda: self.log.append("admit"),
                                       turn_home=lambda: self.log.append("turn_home"), sessions=lambda: 1,
                                       arrived=lambda: self.arrived)
@@ -87,6 +90,16 @@ class FakeLive:
     async def bring_back(self):
         self._step("bring_back")
         return self.lacking
+
+    async def bring_registrations(self, let_in):
+        self._step("bring_registrations")
+        return self.brought
+
+    async def leave_main(self):
+        self._step("leave_main")
+
+    async def keep_writing(self, let_in):
+        self._step("keep_writing")
 
     def forget_reservations(self):
         self._step("forget_reservations")
@@ -153,6 +166,9 @@ class FakeLive:
     async def throttle(self, n, delay_s=5.0):
         self._step("throttle")
 
+    async def sync_journal(self, limit_s):
+        self._step("sync_journal")
+
     async def release(self):
         self._step("release")
         assert self.dirty == 0
@@ -210,6 +226,9 @@ class FakeDriver:
     async def fence(self):
         self.live._step("fence")
         self.fenced = True
+
+    def told(self):
+        return []
 
     async def unfence(self):
         self.live._step("unfence")

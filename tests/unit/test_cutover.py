@@ -193,6 +193,8 @@ def test_the_terms_of_a_pause_are_what_was_measured():
     assert pause.terms_ms()["redirect"] == pytest.approx(400)
     pause.met("redirect", 30.0)                         # one that is out of all proportion
     assert pause.terms_ms()["redirect"] == pytest.approx(500)
+    pause.now("redirect", 0.1)                          # just before a pause
+    assert pause.terms_ms()["redirect"] == pytest.approx(300)
     with pytest.raises(OSError), pause.measure("drain"):
         raise OSError
     assert pause.terms_ms()["drain"] == BEFORE_S["drain"] * 1e3

@@ -27,11 +27,11 @@ def test_a_plain_run(world):
     log = world.live.log
     first = ["check_main", "forget_sink", "prepare", "check_reservations", "open_sink", "arm", "admit", "set",
              "verify_on", "fence", "sessions", "drop_all", "sessions", "barrier", "flush_main", "take_over",
-             "verify_on", "sessions", "freeze", "copy_start", "publish", "catch_up", "round"]
+             "verify_on", "sessions", "freeze", "copy_start", "verify_on", "sessions", "publish", "catch_up", "round"]
     assert log[:len(first)] == first
-    assert log[log.index("hold_hosts") - 1:log.index("turn_home")] == [
-        "verify_on", "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main", "release", "bring_back",
-        "unfence", "clear", "verify_off"]
+    assert log[log.index("hold_hosts") - 3:log.index("turn_home")] == [
+        "verify_on", "sync_journal", "sync_journal", "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main",
+        "release", "bring_registrations", "bring_back", "unfence", "clear", "verify_off"]
     assert sorted(log[log.index("turn_home"):]) == sorted([
         "turn_home", "send_home", "throttle", "resume_hosts", "forget_reservations", "forget_sink", "close_sink"])
     phases = [document["phase"] for document in world.documents]
@@ -539,7 +539,55 @@ def test_after_a_restart_main_is_looked_at_before_anything_else(world):
     world.driver.address, world.driver.others = None, [MainSession("5", "iqn.stranger")]
     assert world.go() is Result.ABANDONED
     assert "iqn.stranger logged in to main" in world.run.reason
-    assert world.live.log[:6] == ["verify_on", "set", "verify_on", "fence", "sessions", "drop_all"]
+    assert world.live.log[:7] == ["verify_on", "set", "verify_on", "fence", "sessions", "fence", "drop_all"]
+
+
+def test_a_stranger_of_the_last_moment_of_the_copy_spoils_it(world):
+    """The copy ends between two looks of the watch: main is looked at once more before the image gets its name."""
+    begin = world.live.copy_start
+
+    async def copy_start(*arguments):
+        world.driver.others = [MainSession("5", "iqn.stranger", "192.0.2.7")]
+        return await begin(*arguments)
+    world.live.copy_start = copy_start
+    assert world.go() is Result.ABANDONED
+    assert "iqn.stranger (192.0.2.7) logged in to main during the copy" in world.run.reason
+    assert world.catalog.list() == [] and "publish" not in world.live.log
+
+
+def test_a_main_that_cannot_be_looked_at_vouches_for_nothing(tmp_path):
+    world = World(tmp_path, vouch_limit_s=0.05)
+    listed, begin = world.driver.sessions, world.live.copy_start
+
+    async def sessions():
+        if world.live.phase == CORE_COPYING and world.live.log[-1] != "catch_up":
+            raise StorageError("tgtadm did not answer")
+        return await listed()
+
+    async def copy_start(*arguments):
+        world.driver.sessions = sessions
+        return await begin(*arguments)
+    world.live.copy_start = copy_start
+    assert world.go() is Result.ABANDONED
+    assert "could not be looked at for 0.05 s" in world.run.reason and world.catalog.list() == []
+
+
+def test_a_stranger_during_catch_up_is_told_of_and_kept_off(tmp_path):
+    """The backup is good; what was written to main directly is not."""
+    world = World(tmp_path, guard_s=0.01)
+    rounds, seen = world.live.round, []
+
+    async def round():
+        if not seen:
+            world.driver.others = [MainSession("5", "iqn.stranger")]
+            seen.append(world.live.log.count("drop_all"))
+            await world.until(lambda: world.live.log.count("drop_all") > seen[0])
+        return await rounds()
+    world.live.round = round
+    assert world.go() is Result.DONE
+    told = [warning for warning in world.run.warnings if "iqn.stranger" in warning]
+    assert len(told) == 1 and "may be lost" in told[0]
+    assert world.catalog.list()[0].status is Status.COMPLETE
 
 
 def test_the_watch_never_sets_a_redirect_that_the_way_home_clears(tmp_path):
@@ -628,7 +676,8 @@ def test_commands_on_all_volumes_of_the_target_wait_until_old_writes_have_ended(
     world.live.copy_start = start
     assert world.go() is Result.DONE
     assert phases == [CORE_ARMED, CORE_PASS]
-    assert sibling.log == ["check_reservations", "arm", "take_over", "disarm", "bring_back", "forget_reservations"]
+    assert sibling.log == ["check_reservations", "arm", "take_over", "disarm", "bring_registrations", "bring_back",
+                           "forget_reservations"]
 
 
 @pytest.mark.parametrize("step", ["set", "drop_all", "barrier", "freeze", "disarm"])
