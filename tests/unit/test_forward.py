@@ -269,15 +269,21 @@ def test_other_hosts_are_told_of_changed_modes(world):
         [(0x062A01, CHECK), (0, GOOD), (0x062A01, CHECK)]
 
 
+def caching_world(fixed):
+    """A volume with a volatile cache that its host may switch off, or (fixed) one that is as the configuration says."""
+    world = VolumeWorld(1)
+    become_scsi(world.main)
+    world.command(world.volume.close())
+    world.volume = type(world.volume)(world.reactor, 7, world.main, world.journal, False, fixed)
+    world.driver = type(world.driver)(world.volume)
+    world.freeze()
+    return world
+
+
 def test_a_cache_that_is_switched_off_makes_every_answer_wait():
     """Rule 3: what the caching mode page tells is true of the gateway too, unless the configuration says otherwise."""
     for fixed, waits in ((False, True), (True, False)):
-        world = VolumeWorld(1)
-        become_scsi(world.main)
-        world.command(world.volume.close())
-        world.volume = type(world.volume)(world.reactor, 7, world.main, world.journal, False, fixed)
-        world.driver = type(world.driver)(world.volume)
-        world.freeze()
+        world = caching_world(fixed)
         mode_select(world, CACHING, host=-1)
         world.write(0, 8)
         world.turn(4)
@@ -287,6 +293,25 @@ def test_a_cache_that_is_switched_off_makes_every_answer_wait():
         world.write(0, 8)
         world.turn(4)
         assert not world.open
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_cache_that_is_switched_off_is_empty(fixed):
+    """Rule 3: what was acknowledged while it was on is stable before the MODE SELECT is answered."""
+    world = caching_world(fixed)
+    world.write(0, 8)
+    world.turn(4)
+    assert not world.open
+    mode_select(world, with_bits(CACHING, WCE), host=-1)
+    data = bytes(4) + CACHING
+    number = world.driver.command(bytes([0x15, 0x10, 0, 0, len(data), 0]), data)
+    world.turn()
+    scsi_answer(world.main)
+    world.turn(4)
+    answer = world.driver.take_command(number)
+    assert (answer is None) is not fixed
+    world.media.complete_all()
+    assert fixed or end(world, number) == (0, GOOD, b"", b"")
 
 
 @pytest.mark.parametrize("cut", range(0, 17))

@@ -266,7 +266,16 @@ cdef void forward_done(Io* io) noexcept nogil:
     if is_opcode_list(request):
         request.data_bytes = min(request.data_bytes, <uint64_t>get_be32(&request.cdb[6]))     # main was asked for all
     slab_put(&volume.scsi_slab, scsi)
-    overlay_finish(volume, request, OK if request.scsi_status == STATUS_GOOD else E_CHECK)
+    if request.scsi_status == STATUS_GOOD and loses_cache(volume, request):
+        flush_run(volume, request)
+    else:
+        overlay_finish(volume, request, OK if request.scsi_status == STATUS_GOOD else E_CHECK)
+
+
+cdef inline bint loses_cache(const Volume* volume, const Request* request) noexcept nogil:
+    """A MODE SELECT has switched the cache off: what was acknowledged before is stable when it is answered (SBC-3 6.4.5)."""
+    return request.seq_last & MODE_CACHING and not request.seq_last & MODE_WRITE_CACHE and not volume.sync_fixed \
+        and overlay_is_on(volume)
 
 
 cdef uint32_t sense_of(const ScsiIo* scsi) noexcept nogil:
