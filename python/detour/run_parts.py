@@ -35,6 +35,7 @@ class RunSettings:
     hold_limit_s: float = 10.0          # a hold that lasts longer is given up; the first ones at max_pause_s
     throttle_delay_s: float = 5.0       # no answer of the host waits longer for the sake of a throttle
     guard_s: float = 5.0                # how often main is looked at: its redirect, and sessions of others
+    vouch_limit_s: float = 30.0         # for a last look at main when the copy has ended
     hook: tuple[str, ...] = ()          # run at the freeze
     hook_limit_s: float = 30.0
     copy_window: int = 8

@@ -26,12 +26,12 @@ def test_a_plain_run(world):
     assert world.go() is Result.DONE
     log = world.live.log
     first = ["check_main", "forget_sink", "prepare", "check_reservations", "open_sink", "arm", "admit", "set",
-             "verify_on", "fence", "sessions", "drop_all", "sessions", "barrier", "flush_main", "take_over",
+             "verify_on", "fence", "sessions", "drop_all", "sessions", "barrier", "take_over", "flush_main",
              "verify_on", "sessions", "freeze", "copy_start", "verify_on", "sessions", "publish", "catch_up", "round"]
     assert log[:len(first)] == first
     assert log[log.index("hold_hosts") - 3:log.index("turn_home")] == [
-        "verify_on", "sync_journal", "sync_journal", "hold_hosts", "drain_hosts", "hold", "drain", "round", "flush_main",
-        "release", "bring_registrations", "bring_back", "unfence", "clear", "verify_off"]
+        "verify_on", "sync_journal", "sync_journal", "hold_hosts", "drain_hosts", "hold", "drain", "round",
+        "flush_main", "release", "bring_registrations", "bring_back", "unfence", "clear", "verify_off"]
     assert sorted(log[log.index("turn_home"):]) == sorted([
         "turn_home", "send_home", "throttle", "resume_hosts", "forget_reservations", "forget_sink", "close_sink"])
     phases = [document["phase"] for document in world.documents]

@@ -245,6 +245,33 @@ def test_a_fence_that_broke_off_in_the_middle_is_restored(fake, tmp_path):
     assert sorted(fake.read()["acl"]) == ["192.0.2.5", "192.0.2.6"]
 
 
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"acl": 3, "added": null}', '{"acl": ["ALL"]}'])
+def test_a_damaged_memo_does_not_block_the_way_home(fake, tmp_path, damaged):
+    """The copy beside it tells what the rules were; with both lost everybody is admitted, and somebody is told."""
+    fake.write(acl=["192.0.2.5", "iqn.host"])
+    memo = tmp_path / "memo.json"
+    run(fake.driver(memo).fence())
+    memo.write_text(damaged)
+    run(fake.driver(memo).fence())                      # the watch sets it again: what is known stays known
+    memo.write_text(damaged)
+    driver = fake.driver(memo)
+    run(driver.unfence())
+    assert sorted(fake.read()["acl"]) == ["192.0.2.5", "iqn.host"] and driver.told() == []
+
+    run(fake.driver(memo).fence())
+    for path in tmp_path.glob("memo.json*"):
+        path.write_text(damaged)
+    driver = fake.driver(memo)
+    run(driver.fence())                                 # a fence over what is damaged never locks hosts out for good
+    for path in tmp_path.glob("memo.json*"):
+        path.write_text(damaged)
+    run(driver.unfence(), driver.unfence())
+    assert "ALL" in fake.read()["acl"] and not list(tmp_path.glob("memo.json*"))
+    told = driver.told()
+    assert len(told) == 2 and all("now admits ALL" in sentence and str(memo) in sentence for sentence in told)
+    assert driver.told() == []
+
+
 def test_rules_that_came_meanwhile_stay(fake, tmp_path):
     memo = tmp_path / "memo.json"
     run(fake.driver(memo).fence())

@@ -21,7 +21,7 @@ import asyncio
 import ipaddress
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -123,6 +123,7 @@ class RedirectDriver(ABC):
         self.context = context
         self.options = options
         self.own_tsihs: Callable[[], frozenset[int]] = frozenset    # of the gateway's sessions that are attached now
+        self._sentences: list[str] = []
 
     @abstractmethod
     async def prepare(self) -> None:
@@ -159,6 +160,17 @@ class RedirectDriver(ABC):
     async def unfence(self) -> None:
         """Restores exactly what `fence` found."""
         return None
+
+    async def let_in(self, sessions: Sequence[OwnSession]) -> None:
+        """Besides the gateway's own, logins of these ports pass main's redirect from now on; none: of no others. Asked
+        for while main is right, for the gateway to log in as a host that is not there (registrar.py). Default: nothing:
+        who comes through the door passes, or main cannot tell them apart."""
+        return None
+
+    def told(self) -> list[str]:
+        """What somebody has to know though it went on; each sentence once."""
+        sentences, self._sentences = self._sentences, []
+        return sentences
 
     async def check_own(self) -> None:
         """Raises StorageError unless main lists the gateway's own sessions, and none that it cannot tell from them."""

@@ -8,7 +8,8 @@ What tgtd 1.0.85 does, as seen on a running one:
 - A RedirectCallback goes before the address. It is the administrator's: never touched, and a reason to refuse.
 - The redirect is decided before the access rules. So the rules can fence hosts off at the same time: with the gateway's
   address as the only rule, a host is redirected, or refused should the redirect be lost. One matching rule, by address
-  or by initiator name, gives access; therefore all others are taken out, and put back exactly by `unfence`.
+  or by initiator name, gives access; therefore all others are taken out, and put back exactly by `unfence`. What they
+  were is kept in two files; should both be damaged, hosts still come home, to a target that admits everybody.
 - No ISID is listed. The gateway's own sessions are those with its name, from the address of its door, whose number is
   the TSIH of their login (tgtd sends it in the byte order of its machine). A session with that name and address which
   is none of them cannot be kept out by redirect or rules: `prepare` refuses.
@@ -23,11 +24,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from detour.errors import StorageError, UnsupportedError
+from detour.errors import DetourError, StorageError, UnsupportedError
 from detour.redirect.base import (
     Address,
     Door,
@@ -70,7 +71,9 @@ class TgtDriver(RedirectDriver):
 
     def __init__(self, context: VolumeContext, options: TgtOptions) -> None:
         super().__init__(context, options)
-        self._memo = Memo(context.memo_path)
+        # Twice, because hosts could not come home without it.
+        path = context.memo_path
+        self._memos = [Memo(path)] + ([Memo(path.with_name(f"{path.name}.copy"))] if path is not None else [])
         self._tgtadm = CommandRunner(options.command, options.env, options.limit_s)
 
     # -- the driver's contract ---------------------------------------------------------------------------------------
@@ -137,10 +140,11 @@ class TgtDriver(RedirectDriver):
             return
         state = await self._target()
         own = self.context.gateway.host
-        memo = self._memo.read()
+        memo = self._kept_rules(state)
         if memo is None:
             memo = {"target": self.context.target, "acl": state.acl, "added": None if own in state.acl else own}
-            self._memo.write(memo)
+        for place in self._memos:
+            place.write(memo)
         if own not in state.acl:
             await self._rule("bind", state.tid, own)
         for entry in state.acl:
@@ -148,16 +152,41 @@ class TgtDriver(RedirectDriver):
                 await self._rule("unbind", state.tid, entry)
 
     async def unfence(self) -> None:
-        memo = self._memo.read()
-        if memo is None:
+        if not any(place.kept for place in self._memos):
             return
         state = await self._target()
+        memo = self._kept_rules(state)
+        assert memo is not None
         for entry in memo["acl"]:
             if entry not in state.acl:
                 await self._rule("bind", state.tid, entry)
         if memo["added"] is not None and memo["added"] in state.acl:
             await self._rule("unbind", state.tid, memo["added"])
-        self._memo.forget()
+        for place in self._memos:
+            place.forget()
+
+    def _kept_rules(self, state: TargetState) -> dict[str, Any] | None:
+        """The rules as the fence found them; None when nothing is kept. Where what is kept cannot be read, those that
+        are there besides the gateway's, else "ALL": hosts come home, and the administrator is told."""
+        lost = ""
+        for place in self._memos:
+            try:
+                memo = place.read()
+            except DetourError as error:
+                lost = error.message
+                continue
+            if memo is None:
+                continue
+            if _are_rules(memo):
+                return memo
+            lost = f"the memo {place.path} holds no access rules"
+        if not lost:
+            return None
+        rules = [entry for entry in state.acl if entry != self.context.gateway.host] or ["ALL"]
+        sentence = (f"main's access rules from before the detour are lost ({lost}): {self.context.target} now admits "
+                    f"{', '.join(rules)}; set its rules again")
+        self._sentences.append(sentence)
+        return {"target": self.context.target, "acl": rules, "added": None}
 
     def door(self) -> Door:
         return Door(source_ip=self.context.gateway.host)
@@ -223,6 +252,12 @@ class TgtDriver(RedirectDriver):
                 return ""
             raise StorageError(f"tgtadm {' '.join(arguments)}: {output.said}")
         return output.text
+
+
+def _are_rules(memo: Any) -> bool:
+    """Whether a memo is what `fence` writes."""
+    return (isinstance(memo, dict) and isinstance(memo.get("acl"), list) and "added" in memo
+            and all(isinstance(entry, str) for entry in memo["acl"]) and isinstance(memo["added"], str | None))
 
 
 # -- what tgtadm prints ----------------------------------------------------------------------------------------------
