@@ -158,13 +158,14 @@ def main() -> int:
     parser.add_argument("--main-speed", default="24MiB", help="what main takes a second")
     parser.add_argument("--io-size", default="16KiB", help="of each command of the host")
     parser.add_argument("--max-pause", default="1s")
+    parser.add_argument("--folder", help="where main, journal and backup lie, on a disk or in memory (default: TMPDIR)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     speed, limit_ms = parse_size(options.main_speed), parse_duration(options.max_pause) * 1e3
     if not options.json:
         print(f"main takes {format_size(speed)}/s, max-pause {limit_ms:.0f} ms\n{HEAD}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="cutover-") as folder:
+    with tempfile.TemporaryDirectory(prefix="cutover-", dir=options.folder) as folder:
         runs = asyncio.run(sweep(Path(folder), speed, options.max_pause, SHARES, options.runs,
                                  parse_size(options.io_size),
                                  None if options.json else lambda run: print(_line(run), flush=True)))

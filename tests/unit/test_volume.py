@@ -1,4 +1,6 @@
 """Phases and single rules of the volume, each in the exact interleaving that would break it."""
+from itertools import pairwise
+
 import pytest
 
 from detour.core._testing_volume import lose, poke
@@ -414,7 +416,7 @@ def test_a_looser_throttle_paces_what_waits_anew(world):
     world.command(world.volume.throttle(512 * 100))
     left = paced(world, now, 25)
     assert left[4] in range(14, 17) and left[22] == 0
-    assert all(before - after <= 2 for before, after in zip(left, left[1:], strict=False))
+    assert all(before - after <= 2 for before, after in pairwise(left))
 
 
 def test_no_throttled_answer_waits_longer_than_is_allowed(world):
