@@ -64,8 +64,8 @@ class CatchUp:
         self._pause.newest_ms["data"] = round((time.monotonic() - begun) * 1e3, 1)
 
     async def prepare_hold(self) -> None:
-        """The release makes the journal stable while hosts are held, and with it all of its data that the system has not
-        written yet. That is done before, and once more to see how long it takes now."""
+        """The release makes the journal stable while hosts are held, and with it all of its data that the system has
+        not written yet. That is done before, and once more to see how long it takes now."""
         await self._live.sync_journal(self._settings.hold_limit_s)
         begun = time.monotonic()
         await self._live.sync_journal(self._settings.hold_limit_s)
