@@ -25,6 +25,7 @@ from detour.errors import ConfigError, CorruptError, DetourError, StorageError, 
 from detour.iscsi.identity import Identity
 from detour.iscsi.initiator import Connection, connect, default_initiator_name
 from detour.iscsi.listener import Listener, TargetEntry
+from detour.iscsi.port_session import PortDoor
 from detour.mirror import MainMirror
 from detour.moving import Arrived
 from detour.pause import Pause
@@ -418,9 +419,16 @@ def _make_live(runtime: Runtime, group: TargetGroup, unit: Unit, state: Path) ->
                           fixed is not None)
     kept = Memo(state / "volumes" / f"{unit.name}.reservations.json")
     mirror = MainMirror(runtime, unit.name, unit.main, volume, kept, unit.section.lun, fixed,
-                        initiator_name(unit.section))
+                        initiator_name(unit.section), _port_door(group, unit.main))
     return LiveVolume(runtime, unit.name, unit.main, volume, group.handle, unit.journal, group.portal,
                       [unit.section.lun], mirror)
+
+
+def _port_door(group: TargetGroup, main: Any) -> PortDoor | None:
+    """Hosts' ports come to main as the gateway does, with what hosts prove themselves with here, as there."""
+    if not isinstance(main, Connection):
+        return None
+    return PortDoor(main.target_url, main.login_options, group.entry.auth)
 
 
 async def close_group(runtime: Runtime, group: TargetGroup) -> None:

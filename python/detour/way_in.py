@@ -48,9 +48,9 @@ class WayIn:
         log.info("main redirects", volume=live.name, to=str(self._parts.address), dropped=dropped)
         await wait_gone(driver, settings.arm_limit_s, settings.poll_s)
         await driver.barrier()
-        await live.flush_main(settings.arm_limit_s)
         for volume in self.volumes:
             await volume.take_over()
+        await live.flush_main(settings.arm_limit_s)     # a reserved main takes that from registrants alone
         await self._all_here(hosts)
 
     async def _all_here(self, hosts: list[MainSession]) -> None:

@@ -106,6 +106,11 @@ class Connection(OpenStore):
     def isid(self) -> bytes:
         return self._options.isid
 
+    @property
+    def login_options(self) -> LoginOptions:
+        """How its sessions log in."""
+        return self._options
+
     def on_state(self, callback: StateCallback) -> None:
         """Calls callback(state) at each change of `state`."""
         self._watchers.append(callback)

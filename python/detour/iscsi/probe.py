@@ -23,6 +23,7 @@ KEY_NOT_READY, KEY_UNIT_ATTENTION, KEY_ABORTED = 0x2, 0x6, 0xB
 _COMMAND = struct.Struct(">BBxxI8sIIII16s")
 _NOP_OUT = struct.Struct(">BBxxI8sIIII16x")
 _ANSWER = struct.Struct(">BBBBI8sIIIIIIII")     # SCSI Response and Data-In, as far as they agree
+_DATA_OUT = struct.Struct(">BBxxI8sIIxxxxIxxxxIIxxxx")
 _DATA_IN_STATUS = 0x01
 
 
@@ -62,13 +63,15 @@ class RawUnit:
         self._lun = lun_bytes(lun)
         self._tag = 0x100
 
-    async def command(self, cdb: bytes, *, data_in_bytes: int = 0, check: bool = True) -> RawResult:
-        """Sends a CDB and waits for its end. Unit attentions, and units that are busy or becoming ready, are asked
-        again. With `check` a status other than GOOD raises ScsiError; TimeoutError_ without an answer."""
+    async def command(self, cdb: bytes, *, data_in_bytes: int = 0, check: bool = True,
+                      data_out: bytes = b"") -> RawResult:
+        """Sends a CDB, with a little data at most, and waits for its end. Unit attentions, and units that are busy or
+        becoming ready, are asked again. With `check` a status other than GOOD raises ScsiError; TimeoutError_ without
+        an answer."""
         for _ in range(RETRIES_MAX):
             try:
                 async with asyncio.timeout(COMMAND_SECONDS):
-                    result = await self._once(cdb, data_in_bytes)
+                    result = await self._once(cdb, data_in_bytes, data_out)
             except TimeoutError:
                 raise TimeoutError_(f"{self.login.portal} did not answer command {cdb[0]:02x}h in {COMMAND_SECONDS:g} s"
                                     ) from None
@@ -84,13 +87,14 @@ class RawUnit:
                             scsi_status=result.scsi_status, sense=result.sense)
         return result
 
-    async def _once(self, cdb: bytes, data_in_bytes: int) -> RawResult:
+    async def _once(self, cdb: bytes, data_in_bytes: int, data_out: bytes) -> RawResult:
         params = self.login.params
         self._tag += 1
-        flags = wire.FLAG_FINAL | (wire.FLAG_READ if data_in_bytes else 0) | 1
-        header = _COMMAND.pack(wire.OP_SCSI_COMMAND, flags, 0, self._lun, self._tag, data_in_bytes, params.cmd_sn,
-                               params.stat_sn, cdb.ljust(16, b"\0"))
-        await self._send(header, b"")
+        flags = wire.FLAG_FINAL | (wire.FLAG_READ if data_in_bytes else wire.FLAG_WRITE if data_out else 0) | 1
+        immediate = data_out if params.immediate_data and len(data_out) <= params.send_data_bytes_max else b""
+        header = _COMMAND.pack(wire.OP_SCSI_COMMAND, flags, len(immediate), self._lun, self._tag,
+                               data_in_bytes or len(data_out), params.cmd_sn, params.stat_sn, cdb.ljust(16, b"\0"))
+        await self._send(header, immediate)
         self.login.params = replace(params, cmd_sn=wire.serial_add(params.cmd_sn, 1))
         received = bytearray(data_in_bytes)
         filled = 0
@@ -101,6 +105,9 @@ class RawUnit:
                 await self._pong(header)
                 continue
             if opcode == wire.OP_ASYNC_MESSAGE and header[36] == wire.ASYNC_SCSI:
+                continue
+            if opcode == wire.OP_R2T and data_out:
+                await self._data_out(header, data_out)
                 continue
             if opcode not in (wire.OP_SCSI_RESPONSE, wire.OP_DATA_IN):
                 raise ClosedError(f"{self.login.portal} ends the session (PDU {opcode:02x}h)")
@@ -120,6 +127,21 @@ class RawUnit:
             if answer[1] & _DATA_IN_STATUS:
                 return RawResult(answer[3], bytes(received[:filled]), b"")
 
+    async def log_out(self) -> None:
+        """Closes the session (RFC 7143 section 11.14); returns when the target has said so."""
+        params = self.login.params
+        await self._send(wire.logout_request(self._tag + 1, params.cid, params.cmd_sn, params.stat_sn), b"")
+        while (await self._receive())[0][0] & wire.OPCODE_MASK != wire.OP_LOGOUT_RESPONSE:
+            pass
+
+    async def _data_out(self, ready: bytes, data: bytes) -> None:
+        """Answers an R2T, in one PDU: what is sent here fits into the smallest that can be negotiated (512 bytes)."""
+        tag, ttt, _, _, _, _, offset, length = struct.unpack_from(">IIIIIIII", ready, 16)
+        if tag != self._tag or offset + length > len(data):
+            raise ProtocolError("an R2T asks for data that are not there")
+        await self._send(_DATA_OUT.pack(wire.OP_DATA_OUT, wire.FLAG_FINAL, length, self._lun, tag, ttt,
+                                        self.login.params.stat_sn, 0, offset), data[offset:offset + length])
+
     async def _pong(self, header: bytes) -> None:
         tag = int.from_bytes(header[20:24], "big")
         if tag != wire.TAG_NONE:
@@ -128,8 +150,10 @@ class RawUnit:
                                            wire.TAG_NONE, tag, params.cmd_sn, params.stat_sn), b"")
 
     async def _send(self, header: bytes, data: bytes) -> None:
-        digest = crc32c(header).to_bytes(4, "little") if self.login.params.header_digest else b""
-        await wire.send(self.login.sock, header + digest + wire.padded(data))
+        params, body = self.login.params, wire.padded(data)
+        digest = crc32c(header).to_bytes(4, "little") if params.header_digest else b""
+        behind = crc32c(body).to_bytes(4, "little") if params.data_digest and body else b""
+        await wire.send(self.login.sock, header + digest + body + behind)
 
     async def _receive(self) -> tuple[bytes, bytes]:
         sock, params = self.login.sock, self.login.params

@@ -8,6 +8,7 @@ redirect only when its process ends; when it is started again, the gateway's wat
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from detour.redirect.base import (
     Address,
     DriverOptions,
     MainSession,
+    OwnSession,
     RedirectDriver,
     VolumeContext,
     not_numeric,
@@ -77,6 +79,13 @@ class DetourDriver(RedirectDriver):
         """The answer to a drop is the barrier; this waits until the list shows it too, dropping who came since."""
         await self._api.drop(self._own(), parse_duration(self.options.barrier_limit))
         await wait_gone(self, parse_duration(self.options.barrier_limit))
+
+    async def let_in(self, sessions: Sequence[OwnSession]) -> None:
+        """A redirect that is not set is not needed to be passed."""
+        address = await self._api.redirect()
+        if address is not None:
+            more = [{"name": session.initiator, "isid": session.isid} for session in sessions]
+            await self._api.set(address, [*self._own(), *more])
 
     async def close(self) -> None:
         await self._api.close()
