@@ -15,7 +15,7 @@ from detour.core.disk_identity cimport (EFFECT_FLUSH, EFFECT_LOADED, EFFECT_LOGS
                                         InfoAnswer)
 from detour.core.disk_info cimport disk_info, disk_request_sense
 from detour.core.disk_map cimport disk_map
-from detour.core.disk_medium cimport disk_allow_removal, disk_needs_medium, disk_not_ready
+from detour.core.disk_medium cimport disk_allow_removal, disk_needs_medium
 from detour.core.disk_mode cimport disk_mode_defaults
 from detour.core.disk_opcodes cimport disk_withhold
 from detour.core.disk_reserve cimport reserve_free, reserve_init, reserve_run, reserve_stored
@@ -341,12 +341,10 @@ cdef uint32_t disk_admit(Device* device, const void* nexus, const ScsiCommand* c
     if sense == 0 and reservations_conflict(&disk.desk.reservations, nexus, command):
         scsi_status[0] = STATUS_RESERVATION_CONFLICT
         return 0
-    if sense == 0:
+    if sense == 0 and unlikely(disk.sanitizer.running or disk.sanitizer.failed):
         sense = sanitize_refusal(&disk.sanitizer, command)
-    if sense == 0:
-        sense = disk_not_ready(&disk.state)
-        if sense != 0 and not disk_needs_medium(command):
-            sense = 0
+    if sense == 0 and unlikely(disk.state.ejected) and disk_needs_medium(command):
+        sense = SENSE_MEDIUM_NOT_PRESENT
     if sense == 0 and command.unmap and not disk.identity.thin:
         sense = SENSE_INVALID_FIELD_IN_CDB          # WRITE SAME; UNMAP itself is withheld
     if sense != 0:

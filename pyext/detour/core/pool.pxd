@@ -17,6 +17,7 @@ cdef struct Slab:
 cdef int slab_init(Slab* slab, uint32_t slot_bytes, uint32_t slots_max) noexcept nogil
 cdef void slab_free(Slab* slab) noexcept nogil                  # all slots at once; pointers into it are dead
 cdef void* slab_get(Slab* slab) noexcept nogil                  # zeroed slot, or NULL at the limit
+cdef void* slab_get_head(Slab* slab, size_t head_bytes) noexcept nogil      # only its first bytes are zeroed
 cdef void slab_put(Slab* slab, void* slot) noexcept nogil
 
 ctypedef void (*pool_ready_fn)(void* owner) noexcept nogil

@@ -73,6 +73,10 @@ cdef int slab_grow(Slab* slab) noexcept nogil:
 
 
 cdef void* slab_get(Slab* slab) noexcept nogil:
+    return slab_get_head(slab, slab.slot_bytes)
+
+
+cdef void* slab_get_head(Slab* slab, size_t head_bytes) noexcept nogil:
     cdef void* slot
     if slab.free_list == NULL and slab_grow(slab) != OK:
         return NULL
@@ -80,7 +84,7 @@ cdef void* slab_get(Slab* slab) noexcept nogil:
     slab.free_list = (<void**>slot)[0]
     slab.slots_taken += 1
     memory_allow(slot, slab.slot_bytes)
-    memset(slot, 0, slab.slot_bytes)
+    memset(slot, 0, head_bytes)
     return slot
 
 

@@ -208,8 +208,8 @@ cdef struct Session:
     Session* prev
 
 cdef struct Part:               # one request at the device
-    Request request
     Task* task
+    bint made                   # `request` is initialised: the first part's with its task, the other's when it is filled
     part_fn finished            # what follows when the device is done
     uint8_t state
     uint64_t start_bytes        # place in the command's data
@@ -218,6 +218,7 @@ cdef struct Part:               # one request at the device
     uint32_t pdus_open          # Data-In PDUs that have not left
     uint64_t memory_bytes       # of the session's memory for data
     GuardEntry guard            # while it waits for an atomic command
+    Request request
 
 cdef struct Task:
     Session* session
@@ -257,7 +258,6 @@ cdef struct Task:
     uint8_t status
     uint8_t sense[252]
     uint16_t sense_bytes
-    Part parts[PARTS]
     uint64_t step_blocks        # done so far, for what works block range by block range
     uint32_t step_index         # UNMAP: current descriptor
     # data-in
@@ -293,6 +293,7 @@ cdef struct Task:
     uint64_t scratch_bytes
     GuardEntry claim            # of an atomic command
     CopyJob* copy               # EXTENDED COPY
+    Part parts[PARTS]           # last: the request of the second one is not cleared for each task
 
 # tasks
 cdef Task* task_new(Session* session, const uint8_t* bhs) noexcept nogil      # NULL at the bound
@@ -311,6 +312,7 @@ cdef void task_fail_status(Task* task, uint8_t status) noexcept nogil
 cdef bint task_data_expected(const Task* task) noexcept nogil
 cdef void task_answer(Task* task) noexcept nogil                              # SCSI Response, then the end
 cdef void task_answered(Task* task) noexcept nogil                            # its status is queued: accounts, may free
+cdef void part_make(Part* part) noexcept nogil
 cdef void part_release(Part* part) noexcept nogil
 # Memory for data whose life depends on the host: READ data until the host takes them, the place of a WRITE until
 # its data have come. A session may have one piece always, more while it holds less than session_bytes_max and than

@@ -9,13 +9,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from detour.core.conn cimport conn_close, conn_tx, conn_tx_queue
-from detour.core.debug cimport invariant
+from detour.core.debug cimport invariant, unlikely
 from detour.core.device cimport REQUEST_COMMAND, REQUEST_WRITE
 from detour.core.endian cimport get_be32, put_be16, put_be32
 from detour.core.guard cimport guard_leave
 from detour.core.iscsi cimport *
 from detour.core.pdu cimport sn_lt
-from detour.core.pool cimport BufferPool, pool_put, pool_wait_cancel, slab_get, slab_put
+from detour.core.pool cimport BufferPool, pool_put, pool_wait_cancel, slab_get_head, slab_put
 from detour.core.reactor cimport loop_defer
 from detour.core.scsi cimport *
 from detour.core.stats cimport stats_record
@@ -178,8 +178,19 @@ cdef void loop_touch(Loop* loop) noexcept nogil:
         target = target.next_with_sessions
 
 
+cdef inline void make(Part* part) noexcept nogil:
+    part.made = True
+    part.request.owner = part
+    part.request.pinned_slot = -1
+
+
+cdef void part_make(Part* part) noexcept nogil:
+    memset(&part.request, 0, sizeof(Request))
+    make(part)
+
+
 cdef Task* task_new(Session* session, const uint8_t* bhs) noexcept nogil:
-    cdef Task* task = <Task*>slab_get(&session.task_slab)
+    cdef Task* task = <Task*>slab_get_head(&session.task_slab, <size_t>&(<Task*>NULL).parts[1].request)
     cdef int i
     if task == NULL:
         return NULL
@@ -191,8 +202,7 @@ cdef Task* task_new(Session* session, const uint8_t* bhs) noexcept nogil:
     task.begun_ns = session.target.loop.now_ns
     for i in range(PARTS):
         task.parts[i].task = task
-        task.parts[i].request.owner = &task.parts[i]
-        task.parts[i].request.pinned_slot = -1
+    make(&task.parts[0])
     task.next = session.tasks
     if session.tasks != NULL:
         session.tasks.prev = task
@@ -266,7 +276,7 @@ cdef void unlink_send(Task* task) noexcept nogil:
     task.sending = False
 
 
-cdef void leave_compare(Task* task) noexcept nogil:
+cdef inline void leave_compare(Task* task) noexcept nogil:
     cdef Session* session = task.session
     if task.compare_queued:
         unlink_queue(&session.compare_head, &session.compare_tail, task)
@@ -277,7 +287,7 @@ cdef void leave_compare(Task* task) noexcept nogil:
             loop_defer(session.target.loop, &session.compare_work)
 
 
-cdef void free_memory(Task* task) noexcept nogil:
+cdef inline void free_memory(Task* task) noexcept nogil:
     cdef Loop* loop = task.session.target.loop
     if task.gather_waiter.queued:
         pool_wait_cancel(&loop.buffers, &task.gather_waiter)
@@ -309,10 +319,14 @@ cdef void task_free(Task* task) noexcept nogil:
     leave_compare(task)
     if task.claim.listed:
         guard_leave(task.device, &task.claim)
-    copy_free(task)
-    memory_leave(task)
-    memory_give(session, task.memory_bytes)
-    set_leave(task)
+    if unlikely(task.copy != NULL):
+        copy_free(task)
+    if unlikely(task.memory_ready != NULL):
+        memory_leave(task)
+    if task.memory_bytes > 0:
+        memory_give(session, task.memory_bytes)
+    if task.in_set:
+        set_leave(task)
     free_memory(task)
     if task.prev != NULL:
         task.prev.next = task.next
@@ -522,7 +536,8 @@ cdef void task_answer(Task* task) noexcept nogil:
 cdef void task_answered(Task* task) noexcept nogil:
     cdef TargetStats* stats = &task.session.target.stats
     cdef ns_t taken_ns = task.session.target.loop.now_ns - task.begun_ns
-    memory_leave(task)
+    if unlikely(task.memory_ready != NULL):
+        memory_leave(task)
     set_leave(task)
     task.session.commands_done += 1
     stats.commands += 1

@@ -123,15 +123,14 @@ cdef bint admitted(Task* task) noexcept nogil:
 
 cdef void task_begin(Task* task) noexcept nogil:
     cdef Target* target = task.session.target
-    cdef uint32_t lun = scsi_lun_of(task.bhs + 8)
     cdef int decoded = scsi_decode(task.bhs + 32, 16, &task.command)
     cdef uint32_t sense
     task.state = TASK_BEGUN
     if task.failed:
         out_advance(task)
         return
-    if lun < TARGET_LUNS_MAX:
-        task.device = target.luns[lun]
+    if task.lun < TARGET_LUNS_MAX:
+        task.device = target.luns[task.lun]
     if task.command.opcode == 0xA0 or task.device == NULL:
         begin_elsewhere(task)
         return

@@ -6,7 +6,7 @@
 # the socket's queue, so that a slow host holds no more than that and answers to others pass quickly.
 # Cost: two requests of 1 MiB in flight for a large READ; one PDU slot for each MaxRecvDataSegmentLength sent, no copy.
 from detour.core.conn cimport conn_tx_queue
-from detour.core.debug cimport invariant
+from detour.core.debug cimport invariant, unlikely
 from detour.core.device cimport *
 from detour.core.endian cimport put_be32
 from detour.core.guard cimport guard_stops, guard_touch
@@ -26,6 +26,8 @@ cdef enum:
 cdef void part_fill(Part* part, uint8_t op, lba_t lba, uint64_t blocks, part_fn finished) noexcept nogil:
     cdef Task* task = part.task
     cdef Request* request = &part.request
+    if unlikely(not part.made):
+        part_make(part)
     request.device = task.device
     request.op = op
     request.flags = (REQUEST_FUA if task.command.fua else 0) | (REQUEST_DPO if task.command.dpo else 0)
@@ -145,7 +147,7 @@ cdef inline uint64_t next_part_bytes(const Task* task) noexcept nogil:
     return rest_bytes if rest_bytes < PART_BYTES_MAX else PART_BYTES_MAX
 
 
-cdef void issue_part(Part* part, uint64_t length_bytes) noexcept nogil:
+cdef inline void issue_part(Part* part, uint64_t length_bytes) noexcept nogil:
     cdef Task* task = part.task
     cdef uint32_t block_bytes = task.device.block_bytes
     part.start_bytes = task.issued_bytes

@@ -33,6 +33,7 @@ cdef bint must_wait(const Task* task) noexcept nogil:
 
 cdef void order_begin(Task* task) noexcept nogil:
     cdef Session* session = task.session
+    task.lun = scsi_lun_of(task.bhs + 8)
     task.attribute = task.bhs[1] & ATTRIBUTE_MASK
     if task.attribute >= ATTRIBUTE_ACA:
         task_fail(task, SENSE_INVALID_MESSAGE)
@@ -40,7 +41,6 @@ cdef void order_begin(Task* task) noexcept nogil:
         return
     session.commands_begun += 1
     task.order = session.commands_begun
-    task.lun = scsi_lun_of(task.bhs + 8)
     task.in_set = True
     if task.attribute == ATTRIBUTE_ORDERED:
         session.ordered_open += 1
