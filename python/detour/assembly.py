@@ -402,6 +402,9 @@ async def _fit_journal(runtime: Runtime, group: TargetGroup, unit: Unit) -> None
         fits = (block["block_bytes"], block["volume_blocks"]) == (main.block_bytes, blocks)
         if fits and (unit.journal.needs_recovery or unit.journal.size_bytes == section.size):
             return
+        if unit.journal.needs_recovery and block["block_bytes"] == main.block_bytes and blocks > block["volume_blocks"]:
+            await _keep_size(runtime, unit, block["volume_blocks"] * main.block_bytes)
+            return
         if unit.journal.needs_recovery:
             raise StorageError(f"the journal {section.path} holds an unfinished detour of a volume with "
                                f"{block['volume_blocks']} blocks of {block['block_bytes']} bytes; main has {blocks} of "
@@ -411,6 +414,17 @@ async def _fit_journal(runtime: Runtime, group: TargetGroup, unit: Unit) -> None
     section.path.parent.mkdir(parents=True, exist_ok=True)
     unit.journal = await asyncio.to_thread(JournalHandle.create, group.reactor, section.path, section.size,
                                            main.block_bytes, blocks, b"", False)
+
+
+async def _keep_size(runtime: Runtime, unit: Unit, size_bytes: int) -> None:
+    """Main has grown in the detour that goes on: to its end it has the size of the point in time."""
+    log.warning("main has grown during the detour: hosts are served the size that it had", volume=unit.name,
+                from_bytes=size_bytes, to_bytes=unit.main.size_bytes)
+    resize = getattr(unit.main.handle, "resize", None)
+    if resize is None:
+        raise StorageError(f"{unit.main.url} has grown to {unit.main.size_bytes} bytes in an unfinished detour",
+                           hint=f"Give it {size_bytes} bytes again until the host is home.")
+    await runtime.wait(resize(size_bytes), context=f"main of {unit.name}")
 
 
 def _make_live(runtime: Runtime, group: TargetGroup, unit: Unit, state: Path) -> LiveVolume:

@@ -23,6 +23,7 @@ import structlog
 
 from detour.backups.catalog import BackupRecord, Status, new_backup_id
 from detour.backups.raw import Sink, remove_partial
+from detour.capacity import CapacityWatch, check_size
 from detour.catch_up import CatchUp
 from detour.cutover import Step
 from detour.errors import BusyError, DetourError, StorageError, from_status
@@ -147,7 +148,8 @@ class DetourRun:
 
     async def run(self) -> Result:
         """The whole run. CancelledError passes (the gateway stops; the journal keeps what is needed to go on)."""
-        beside = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch.run())]
+        beside = [asyncio.create_task(self._tick()), asyncio.create_task(self._watch.run()),
+                  asyncio.create_task(CapacityWatch(self.parts, self._warn, self._watch.spoil).run())]
         try:
             if self._resume_phase == CORE_PASS:
                 await self._way_home.look()
@@ -234,6 +236,7 @@ class DetourRun:
         """Checks; changes nothing on main. The room of the backup storage is checked by opening it."""
         live = self.live
         await live.check_main(self.settings.check_limit_s)
+        await check_size(live)
         if live.phase != CORE_PASS:
             raise BusyError(f"the volume {live.name} is in a detour already")
         await live.forget_sink(self.settings.sink_limit_s)      # the backup storage of an earlier run has let go

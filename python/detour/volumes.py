@@ -17,6 +17,7 @@ import structlog
 
 from detour import events
 from detour.errors import ScsiError, TimeoutError_, UsageError, from_status
+from detour.iscsi.capacity import read_size
 from detour.mirror import MainMirror
 from detour.moving import Arrived
 from detour.registrar import Brought, LetIn
@@ -159,6 +160,10 @@ class LiveVolume:
     async def check_main(self, limit_s: float) -> None:
         """Main answers a read. TimeoutError_ or StorageError when it does not."""
         await _within(limit_s, "a read of main", self.main.read(0, self.block_bytes))
+
+    async def main_size(self) -> int | None:
+        """Bytes that main has by now; None where it does not tell."""
+        return await _within(COMMAND_LIMIT_S, "READ CAPACITY", read_size(self.main, self.block_bytes))
 
     async def flush_main(self, limit_s: float = COMMAND_LIMIT_S) -> None:
         await _within(limit_s, "a flush of main", self.main.flush())

@@ -38,6 +38,10 @@ class MainWatch:
         self._warn = warn
         self._twins: set[str] = set()
 
+    def spoil(self, reason: str) -> None:
+        """Somebody else has found why the point in time cannot be vouched for."""
+        self.spoilt = self.spoilt or reason
+
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._parts.settings.guard_s)

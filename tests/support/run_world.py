@@ -46,6 +46,7 @@ class FakeLive:
         self.lacking = []                   # what bring_back could not bring
         self.brought = Brought()
         self.registrations_s = 0.0
+        self.size_of_main = SIZE
         self.portal = SimpleNamespace(admit=lambda: self.log.append("admit"),
                                       turn_home=lambda: self.log.append("turn_home"), sessions=lambda: 1,
                                       arrived=lambda: self.arrived)
@@ -70,6 +71,9 @@ class FakeLive:
 
     async def check_main(self, limit_s):
         self._step("check_main")
+
+    async def main_size(self):
+        return self.size_of_main
 
     async def flush_main(self, limit_s=1.0):
         self._step("flush_main")

@@ -334,7 +334,7 @@ def attention(codes):
 def test_a_reset_of_the_gateways_session_is_not_the_hosts_business(world):
     world.freeze()
     number = world.driver.command(MODE_SELECT, bytes(4) + CONTROL[:8])
-    for code in (b"\x29\x00", b"\x29\x07", b"\x2a\x03", b"\x2a\x05"):
+    for code in (b"\x29\x00", b"\x29\x07", b"\x2a\x03", b"\x2a\x09"):
         world.turn()
         assert scsi_command(world.main)["data_out"] == bytes(4) + CONTROL[:8]
         scsi_answer(world.main, **attention(code))
@@ -342,6 +342,25 @@ def test_a_reset_of_the_gateways_session_is_not_the_hosts_business(world):
     scsi_answer(world.main)
     assert end(world, number) == (0, GOOD, b"", b"")
     assert world.reactor.buffers_taken_bytes == 0
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("more,shown", [(0, 0), (8, 0), (-8, -8)])
+def test_a_main_that_grows_is_shown_as_it_was(world, more, shown, frozen):
+    if frozen:
+        world.freeze()
+    last, told = world.blocks - 1 + more, world.blocks - 1 + shown
+    long = bytes([0x9E, 0x10]) + bytes(11) + bytes([32, 0, 0])
+    for cdb, form, room in ((bytes([0x25]) + bytes(9), ">I", 8), (long, ">Q", 32)):
+        number = world.driver.command(cdb, data_in_max=room)
+        world.turn()
+        rest = bytes([0, 0, 2, 0]) + bytes(room - 4 - struct.calcsize(form))
+        scsi_answer(world.main, data_in=struct.pack(form, last) + rest)
+        assert end(world, number) == (0, GOOD, b"", struct.pack(form, told) + rest)
+    number = world.driver.command(bytes([0x25]) + bytes(9), data_in_max=8)
+    world.turn()
+    scsi_answer(world.main, data_in=b"\xff\xff\xff")
+    assert end(world, number)[3] == b"\xff\xff\xff"
 
 
 def test_a_main_that_is_reset_all_the_time_is_told(world):
@@ -361,9 +380,9 @@ def test_every_host_is_told_of_what_main_reports_once(world):
     world.freeze()
     number = world.driver.command(TEST_UNIT_READY, host=0)
     world.turn()
-    scsi_answer(world.main, **attention(b"\x2a\x09"))
-    assert end(world, number)[2][12:14] == b"\x2a\x09"
-    assert [world.driver.admit(host, TEST_UNIT_READY)[0] for host in range(2)] == [0, 0x062A09]
+    scsi_answer(world.main, **attention(b"\x2a\x01"))
+    assert end(world, number)[2][12:14] == b"\x2a\x01"
+    assert [world.driver.admit(host, TEST_UNIT_READY)[0] for host in range(2)] == [0, 0x062A01]
 
 
 def test_request_sense_tells_what_waits(world):

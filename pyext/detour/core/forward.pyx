@@ -3,13 +3,14 @@
 # with what the overlay has (lba_status). Before the freeze and after the release everything passes. A unit attention of
 # main is told to every host, and a reset of the gateway's own session with main to none: the command is repeated. What a
 # MODE SELECT changes is followed (main_mode), and told to the other hosts. VPD pages and INQUIRY data are main's, bit for
-# bit, but for what the block device characteristics page says of blocks after a SANITIZE: there is none here.
+# bit, but for what the block device characteristics page says of blocks after a SANITIZE: there is none here. A main
+# that grows meanwhile is shown, and served, with the size that it had: what is new of it hosts meet at home.
 #
 # A command carries its data through one pool buffer, which the request keeps until its release.
 from libc.string cimport memcpy, memset
 
 from detour.core.device cimport Device
-from detour.core.endian cimport get_be16, get_be32, put_be32
+from detour.core.endian cimport get_be16, get_be32, get_be64, put_be32, put_be64
 from detour.core.lba_status cimport (LBA_STATUS_BUFFER_BYTES, LBA_STATUS_MAIN_BYTES, lba_status_merge,
                                      lba_status_note)
 from detour.core.main_mode cimport (MODE_CACHING, MODE_CONTROL, MODE_DESCRIPTOR_SENSE, MODE_PROTECTED,
@@ -35,6 +36,9 @@ cdef enum:
     RSOC_TIMEOUTS_BYTES = 12
     REQUEST_SENSE = 0x03
     INQUIRY = 0x12
+    READ_CAPACITY_10 = 0x25
+    SERVICE_ACTION_IN_16 = 0x9E
+    READ_CAPACITY_16 = 0x10
     EXIT_FAILURE_MODE = 0x1F
     PAGE_CHARACTERISTICS = 0xB1             # SBC-4 6.6.2
     ERASE_AT = 7                            # WABEREQ and WACEREQ, beside
@@ -53,6 +57,7 @@ cdef enum:
     ATTENTION_RESERVATIONS_PREEMPTED = 0x062A03
     ATTENTION_RESERVATIONS_RELEASED = 0x062A04
     ATTENTION_REGISTRATIONS_PREEMPTED = 0x062A05
+    ATTENTION_CAPACITY_CHANGED = 0x062A09
 
 
 cdef void forward_submit(Volume* volume, Request* request) noexcept nogil:
@@ -289,13 +294,14 @@ cdef uint32_t sense_of(const ScsiIo* scsi) noexcept nogil:
 
 cdef bint attention_of_main(Volume* volume, Request* request, const ScsiIo* scsi) noexcept nogil:
     """Main has a unit attention for the gateway. True: it is the gateway's own business (its session with main was made
-    again, main's reservations have changed), and the command is repeated. Else this host is told by main's answer, and
+    again, main's reservations or size have changed), and the command is repeated. Else this host is told by main's answer, and
     the others when they come next."""
     cdef uint32_t sense = sense_of(scsi)
     if sense >> 16 != 6 or not is_own(volume, request):
         return False
     if sense & 0xFFFF00 == ATTENTION_RESET or sense == ATTENTION_RESERVATIONS_PREEMPTED \
-            or sense == ATTENTION_RESERVATIONS_RELEASED or sense == ATTENTION_REGISTRATIONS_PREEMPTED:
+            or sense == ATTENTION_RESERVATIONS_RELEASED or sense == ATTENTION_REGISTRATIONS_PREEMPTED \
+            or sense == ATTENTION_CAPACITY_CHANGED:
         request.seq_first += 1
         return request.seq_first <= REPEATS_MAX
     attention_others(&volume.nexuses, request.nexus, sense)
@@ -314,6 +320,11 @@ cdef void take_part(Volume* volume, Request* request) noexcept nogil:
     elif opcode == INQUIRY and request.cdb[1] & 1 and request.cdb[2] == PAGE_CHARACTERISTICS \
             and request.data_bytes > ERASE_AT and is_own(volume, request):
         request.data[ERASE_AT] &= FORM_FACTOR
+    elif opcode == READ_CAPACITY_10 and request.data_bytes >= 4 and is_own(volume, request):
+        put_be32(request.data, <uint32_t>min(<uint64_t>get_be32(request.data), volume.device.blocks - 1))
+    elif opcode == SERVICE_ACTION_IN_16 and request.cdb[1] & 0x1F == READ_CAPACITY_16 and request.data_bytes >= 8 \
+            and is_own(volume, request):
+        put_be64(request.data, min(get_be64(request.data), volume.device.blocks - 1))
     elif (opcode == MODE_SENSE_6 or opcode == MODE_SENSE_10) and is_own(volume, request):
         mode_sense_show(request.cdb, request.data, <uint32_t>request.data_bytes, volume.device.software_protected)
     elif request.seq_last != 0:

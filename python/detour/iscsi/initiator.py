@@ -238,7 +238,12 @@ class Connection(OpenStore):
     async def _log_in_again(self) -> None:
         done = await login(self.target_url.host, self.target_url.port, self.target_url.target, self._options)
         try:
-            found = same_medium_differences(self.identity, await _probe(done, self.target_url.lun))
+            identity = await _probe(done, self.target_url.lun)
+            if identity.size_bytes > self.identity.size_bytes:      # it has grown: the store keeps the size that it has
+                log.warning("the storage has grown", url=self.url, from_bytes=self.identity.size_bytes,
+                            to_bytes=identity.size_bytes)
+                identity = replace(identity, size_bytes=self.identity.size_bytes)
+            found = same_medium_differences(self.identity, identity)
             if found:
                 raise _OtherMedium(f"{done.portal} leads to another medium: {found[0]}")
             await self.attach(done)
