@@ -570,7 +570,7 @@ class DetourRun:
             await self._rounds.throttle_again()
         await self._insist("opening the volume again", reopen)
         if self.live.phase < CORE_COPYING:
-            await self._insist("making main writable again", self._way_home.go_on)
+            await self._quietly("making main writable again", self._way_home.go_on())
         await self._insist("opening the command windows", self.live.resume_hosts)
 
     async def _clear_redirect(self) -> None:

@@ -92,6 +92,18 @@ def parse_registrations(status: bytes, durable: bool = False) -> Registrations:
     return Registrations(rows, kind, holder, durable, tuple(foreign))
 
 
+def after(main: Registrations, step: Step) -> Registrations | None:
+    """What main has after a REGISTER or RESERVE that it took; None for other steps."""
+    rows = {port: row for port, row in main.rows.items() if port != step.actor}
+    if step.action == REGISTER and step.action_key:
+        rows[step.actor] = Row(step.action_key, bool(step.flags & ALL_TARGET_PORTS))
+        return Registrations(rows, main.kind, main.holder, bool(step.flags & APTPL), main.foreign)
+    if step.action == RESERVE:
+        holder = None if step.kind in ALL_REGISTRANTS else step.actor
+        return Registrations(main.rows, step.kind, holder, main.durable, main.foreign)
+    return None
+
+
 class Plan:
     """From main as it is to `wanted`, with the gateway's `own` port as helper, whose key is `own_key`.
 

@@ -80,6 +80,13 @@ async def read_full_status(unit: Commander) -> bytes:
     return NOBODY
 
 
+async def read_keys(unit: Commander) -> list[int]:
+    """Of all registrations, in order; none where main does not tell."""
+    data = await _read(unit, READ_KEYS) or NOBODY
+    whole = (len(data) - 8) // 8 * 8
+    return sorted(key for key, in struct.iter_unpack(">Q", data[8:8 + whole]))
+
+
 def descriptors(status: bytes) -> Iterator[bytes]:
     at, end = 8, min(8 + int.from_bytes(status[4:8], "big"), len(status))
     while at + DESCRIPTOR_BYTES <= end:
