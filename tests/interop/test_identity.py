@@ -17,7 +17,7 @@ INVALID_OPCODE, INVALID_FIELD = (5, 0x20, 0), (5, 0x24, 0)
 # Commands whose first byte does not say all: byte 1 has a service action.
 WITH_ACTIONS = {0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9E, 0x9F, 0xA3, 0xA4}
 # What changes the medium, or reads it another way, and is not done on the overlay.
-NOT_ON_THE_OVERLAY = (0x04, 0x07, 0x3B, 0x3F, 0x48, 0x7F, 0x83, 0x89, 0x8B, 0x9C, 0x9F)
+NOT_ON_THE_OVERLAY = (0x04, 0x07, 0x3B, 0x3F, 0x7F, 0x9F)
 # Medium commands: CDB length by opcode; and where CDBs of that length have block and count (first byte, length).
 PLACES = {6: ((1, 3), (4, 1)), 10: ((2, 4), (7, 2)), 12: ((2, 4), (6, 4)), 16: ((2, 8), (10, 4))}
 READS = {0x08: 6, 0x28: 10, 0xA8: 12, 0x88: 16}
@@ -204,6 +204,10 @@ def test_a_host_meets_the_same_disk(main, tmp_path):
         found = await identity_of(ask)
         assert found.keys() == direct.keys()
         for name, answer in direct.items():
+            if name == "VPD B1" and answer[0] == 0:     # what blocks hold after a SANITIZE: nothing is erased here
+                data = bytearray(answer[2])             # type: ignore[arg-type]
+                data[7] &= 0x0F
+                answer = (*answer[:2], bytes(data), *answer[3:])
             assert found[name] == answer, name
         assert sum(answer[0] == 0 for answer in direct.values()) > 10
     in_mid_detour(main, tmp_path, identity_of, compare)
@@ -217,7 +221,9 @@ def test_the_list_of_commands_is_true(main, tmp_path):
         for command in offered:
             assert answers.get(command) != INVALID_OPCODE, f"{command} is listed and refused"
         for command in direct.keys() - offered.keys():
-            assert answers[command] == INVALID_OPCODE, f"{command} is on main's list only, and not refused"
+            others = any(opcode == command[0] for opcode, _ in offered)
+            refusal = INVALID_FIELD if others else INVALID_OPCODE
+            assert answers[command] == refusal, f"{command} is on main's list only, and not refused"
         for opcode, action in answers:
             if opcode in NOT_ON_THE_OVERLAY:
                 assert answers[opcode, action] == INVALID_OPCODE and (opcode, action) not in offered

@@ -63,7 +63,9 @@ class Tree:
                     if (folder / "force_close").read_text().strip() == "1":
                         asked.setdefault(name, time.monotonic())
                 if name in asked and time.monotonic() - asked[name] >= self.close_s:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    gone = self.root / f"gone-{name}-{time.monotonic_ns()}"
+                    folder.rename(gone)                         # as in sysfs: it is there whole, or not at all
+                    shutil.rmtree(gone)
                     asked.pop(name)
 
     def driver(self, portals, **options):

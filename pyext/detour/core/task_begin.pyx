@@ -93,9 +93,9 @@ cdef bint is_offered(const Task* task) noexcept nogil:
 cdef uint32_t refusal(const Task* task) noexcept nogil:
     # SPC-4 4.3.2: a service action that is not offered, of an opcode that offers others, is an invalid field.
     cdef const uint8_t* cdb = task.bhs + 32
-    if scsi_is_unknown_action(cdb):
-        return SENSE_INVALID_FIELD_IN_CDB
-    if task.device.withheld[cdb[0]] != <uint32_t>0xFFFFFFFF and scsi_has_actions(cdb[0]):
+    if task.device.withheld[cdb[0]] == <uint32_t>0xFFFFFFFF:
+        return SENSE_INVALID_OPCODE
+    if scsi_is_unknown_action(cdb) or scsi_has_actions(cdb[0]):
         return SENSE_INVALID_FIELD_IN_CDB
     return SENSE_INVALID_OPCODE
 

@@ -28,7 +28,9 @@ GET_LBA_STATUS = (0x9E, 0x12)
 EXECUTED = (*READS_WRITES, *RESERVATIONS, PERSISTENT_IN, PERSISTENT_OUT, UNMAP, WRITE_SAME_10, WRITE_SAME_16,
             COMPARE_AND_WRITE, WRITE_ATOMIC, 0x8B, 0x34, 0x90, EXTENDED_COPY, RECEIVE_COPY_RESULTS)
 ALL = 0xFFFFFFFF
-FORMAT_UNIT = 0x04                      # refused always, as what erases of SANITIZE: it would reach beyond the overlay
+# Refused always, as what erases of SANITIZE: they would reach beyond the overlay. FORMAT UNIT, REASSIGN BLOCKS, WRITE
+# BUFFER, WRITE LONG (10), WRITE LONG (16).
+NEVER = (0x04, 0x07, 0x3B, 0x3F, 0x9F)
 SANITIZE, EXIT_FAILURE_MODE = 0x48, 0x1F
 
 Commands = frozenset[tuple[int, int | None]]
@@ -149,7 +151,7 @@ async def _mode_page(unit: Commander, code: int) -> bytes:
 
 def withheld(offered: Offered) -> dict[int, int]:
     """By operation code: bits of the service actions (bit 0 without any) that the gateway refuses."""
-    refused = {FORMAT_UNIT: ALL, SANITIZE: ALL}
+    refused = {opcode: ALL for opcode in (*NEVER, SANITIZE)}
     if (SANITIZE, EXIT_FAILURE_MODE) in offered.commands:
         refused[SANITIZE] = ALL & ~(1 << EXIT_FAILURE_MODE)
     for opcode in EXECUTED:
