@@ -148,6 +148,8 @@ class Plan:
     def _steps(self, main: Registrations) -> Iterator[Step]:
         """Whatever could bring main nearer, the best first."""
         yield from self._clear(main)
+        if main.kind in EXCLUSIVE_TYPES and self.wanted.kind in REGISTRANTS_TYPES:
+            yield from self._removals(main, main.holder)        # else they could write in between
         yield from self._reservation(main)
         yield from self._removals(main)
         for port, row in sorted(self.wanted.rows.items()):
@@ -232,12 +234,12 @@ class Plan:
                 yield from self._as_own(main, PREEMPT, main.rows[holder].key)
             yield Step(holder, REGISTER, main.rows[holder].key, 0, flags=self._flags())
 
-    def _removals(self, main: Registrations) -> Iterator[Step]:
+    def _removals(self, main: Registrations, but: Port | None = None) -> Iterator[Step]:
         holders = {main.rows[main.holder].key} if main.holder is not None else set()
         staying = {main.rows[port].key for port in self.wanted.rows if port in main.rows}
         shared = self._strangers_keys(main) | holders | staying
         for port, row in sorted(main.rows.items()):
-            if port in self.wanted.rows or port == self.own or port not in self.known:
+            if port in self.wanted.rows or port in (self.own, but) or port not in self.known:
                 continue
             if row.key not in shared:
                 yield from self._as_own(main, PREEMPT, row.key)
