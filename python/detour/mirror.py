@@ -224,6 +224,8 @@ class MainMirror:
         except OSError as error:
             log.error("a change of reservations cannot be kept: a restarted gateway would not know it",
                       volume=self.name, file=str(self.memo.path), reason=error.strerror)
+        except Exception:       # the host waits for the answer, and so does every later change
+            log.exception("a change of reservations cannot be kept", volume=self.name, file=str(self.memo.path))
         await self.runtime.wait(self.volume.reservations_stored(stored), check=False)
 
     async def _keep(self, status: bytes, aptpl: bool) -> None:

@@ -9,6 +9,7 @@ from detour.errors import StorageError
 from detour.iscsi.identity import Identity
 from detour.iscsi.offered import ALL, Limits, naa_of, offers, parse_commands, read_modes, read_offered, withheld
 from detour.iscsi.registrations import check_writable, read_full_status, registrants, same_registrations
+from detour.mirror import MainMirror
 from tests.support.gateway_world import GatewayWorld
 
 INQUIRY = bytes(36)
@@ -238,3 +239,23 @@ def test_write_protection_goes_home_with_the_host(tmp_path):
             assert document["result"] == "cancelled" and not document["warnings"]
             assert await good_write(host) == 2 and (await read_modes(host)).software_protected
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), ValueError("a mistake of ours")])
+def test_a_change_that_cannot_be_kept_is_answered_so(error):
+    """The host waits for the answer, and so does every later change: whatever went wrong, there is one."""
+    answers = []
+
+    async def work():
+        def write(content):
+            raise error
+        memo = SimpleNamespace(write=write, path="/state/vol.reservations.json")
+        volume = SimpleNamespace(id=1, reservations_stored=lambda status: answers.append(status) or 7)
+
+        async def wait(ticket, check=True):
+            assert ticket == 7
+        runtime = SimpleNamespace(on_event=lambda *_: None, wait=wait)
+        mirror = MainMirror(runtime, "vol", None, volume, memo, 0)
+        await mirror._store(b"\0" * 8, False)
+    asyncio.run(work())
+    assert answers == [-2]
