@@ -59,7 +59,8 @@ class Memory:
 
     def __init__(self) -> None:
         try:
-            self._count = ctypes.CDLL(None).__sanitizer_get_current_allocated_bytes
+            # By getattr: two underscores before a name mean something else in a class.
+            self._count = getattr(ctypes.CDLL(None), "__sanitizer_get_current_allocated_bytes")
             self._count.restype = ctypes.c_size_t
         except AttributeError:
             self._count = None
