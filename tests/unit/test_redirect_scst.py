@@ -12,10 +12,21 @@ from detour.errors import ConfigError, StorageError, TimeoutError_
 from detour.redirect.base import Address, VolumeContext, make_driver, wait_gone
 from tests.support.mains import GATEWAY, HOST, TARGET, Portals, driver_of, run
 
+# What is written to `redirect` is shown as SCST shows it: without the default port, and with a line "[key]".
+TEE = r"""#!/bin/sh
+value=$(cat)
+case $2 in
+*/redirect)
+    if [ -n "$value" ]; then printf '%s\n[key]\n' "$(echo "$value" | sed 's/:3260 / /')"; fi >"$2.new"
+    mv "$2.new" "$2" ;;
+*) printf '%s\n' "$value" >"$2" ;;
+esac
+"""
+
 
 class Tree:
-    """root/targets/iscsi/TARGET with redirect and sessions. A thread plays the kernel: it closes sessions whose
-    force_close was written, after `close_s`, and shows a redirect as SCST does."""
+    """root/targets/iscsi/TARGET with redirect and sessions. A `tee` in front of the real one and a thread play the
+    kernel: the thread closes sessions whose force_close was written, after `close_s`."""
 
     def __init__(self, root):
         self.root = root
@@ -23,6 +34,9 @@ class Tree:
         (self.target / "sessions").mkdir(parents=True)
         (self.target / "redirect").write_text("")
         (root / "last_sysfs_mgmt_res").write_text("0\n")
+        (root / "kernel").mkdir()
+        (root / "kernel" / "tee").write_text(TEE)
+        (root / "kernel" / "tee").chmod(0o755)
         self.close_s = 0.0
         self._end = threading.Event()
         self._kernel = threading.Thread(target=self._run)
@@ -54,9 +68,6 @@ class Tree:
     def _run(self):
         asked = {}
         while not self._end.wait(0.005):
-            text = (self.target / "redirect").read_text()
-            if text.strip() and "[key]" not in text:            # SCST leaves the default port out
-                (self.target / "redirect").write_text(text.replace(":3260 ", " ") + "[key]\n")
             for name in self.names:
                 folder = self.target / "sessions" / name
                 with contextlib.suppress(OSError):
@@ -69,8 +80,9 @@ class Tree:
                     asked.pop(name)
 
     def driver(self, portals, **options):
+        kernel = ["env", f"PATH={self.root / 'kernel'}:{os.environ['PATH']}"]
         return driver_of("scst", portals, **{"root": str(self.root), "door-target": "iqn.2026-01.example:door",
-                                             **options})
+                                             "command": kernel, **options})
 
 
 @pytest.fixture
@@ -90,7 +102,6 @@ def test_a_whole_detour(tree, address):
             driver = tree.driver(portals)
             await driver.prepare()
             await driver.set(address)
-            await asyncio.sleep(0.05)
             await driver.set(address)
             await driver.verify(address)
             with pytest.raises(StorageError, match="should not redirect"):
