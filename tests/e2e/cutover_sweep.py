@@ -7,8 +7,8 @@ project's own initiator with random writes at each of SHARES of main's speed, an
 whole detour. What must hold:
 
 - the pause is within the limit in every run, the host has no error, and main ends with what the host wrote;
-- the prediction is within 20 % of the pause in nine of ten runs. Of a pause below 100 ms, half of which is the time
-  that hosts have to react, three processes on two busy cores make more than a fifth: there 20 ms are let pass.
+- the prediction is within 20 % of the pause in nine of ten runs (on a busy machine, pauses below 100 ms are missed more
+  often).
 
 `stall` is the host's slowest command, from the moment at which it was to be sent (at a rate the host's clock goes on
 while it is slowed), `slowest` the slowest one as the gateway saw it.
@@ -34,7 +34,7 @@ from detour.urls import format_size, parse_duration, parse_size
 from tests.support.site import IQN, Site, check_load
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, float("inf"))    # of main's speed
-WITHIN, WITHIN_MS = 0.2, 20.0
+WITHIN = 0.2
 RIGHT_SHARE = 0.9               # of the runs have such a prediction
 SIZE = 96 << 20
 BEFORE_S, AFTER_S = 0.4, 0.4
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def right(self) -> bool:
-        return abs(self.predicted - self.actual) <= max(WITHIN * self.actual, WITHIN_MS)
+        return abs(self.predicted - self.actual) <= WITHIN * self.actual
 
 
 class SlowSite(Site):
