@@ -15,11 +15,9 @@ import pytest
 from detour.api.client import Client
 from tests.e2e.linux_site import LinuxSite, TgtMain
 from tests.support.lio import missing
-from tests.support.tgtd import USABLE
 
-pytestmark = [pytest.mark.peer("qemu-system-x86_64"), pytest.mark.timeout(300),
-              pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
-              pytest.mark.skipif(not USABLE, reason="tgtd is not installed, or this is not root")]
+pytestmark = [pytest.mark.peer("qemu-system-x86_64", "tgtd"), pytest.mark.timeout(300),
+              pytest.mark.skipif(bool(missing()), reason=missing() or "-")]
 
 DEAD_SECONDS = 20.0
 

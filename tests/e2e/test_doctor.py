@@ -21,7 +21,7 @@ from detour.runtime import Runtime
 from detour.urls import parse_iscsi_url
 from tests.support.ports import free_port
 from tests.support.processes import detour, detour_ready
-from tests.support.tgtd import Tgtd, needs_tgtd
+from tests.support.tgtd import Tgtd
 
 IQN = "iqn.2026-01.org.detour:doctor"
 GATEWAY, HOST = "iqn.2026-01.org.detour:doctor-gateway", "iqn.2026-01.org.detour:doctor-host"
@@ -187,8 +187,8 @@ def test_a_right_set_up_and_nothing_changed(place: DetourPlace) -> None:
         assert program.output[0] == "db01:" and any("nobody" in line or "no host" in line for line in program.output)
 
 
-@pytest.mark.parametrize("_", [pytest.param(0, marks=needs_tgtd)])
-def test_a_right_set_up_on_tgt_and_nothing_changed(_: int, tgt: TgtPlace) -> None:
+@pytest.mark.peer("tgtd")
+def test_a_right_set_up_on_tgt_and_nothing_changed(tgt: TgtPlace) -> None:
     with host_on(tgt):
         before = tgt.now()
         code, found = tgt.examine()
@@ -245,8 +245,8 @@ def test_a_secret_that_main_does_not_know(tmp_path: Path) -> None:
         main.close()
 
 
-@pytest.mark.parametrize("_", [pytest.param(0, marks=needs_tgtd)])
-def test_traps_of_tgt(_: int, tgt: TgtPlace) -> None:
+@pytest.mark.peer("tgtd")
+def test_traps_of_tgt(tgt: TgtPlace) -> None:
     slow = tgt.folder / "slow"
     slow.write_text('#!/bin/sh\nsleep 0.15\nexec tgtadm "$@"\n')
     slow.chmod(0o755)

@@ -16,24 +16,18 @@ from detour.runtime import Runtime
 from detour.urls import parse_iscsi_url
 from tests.e2e.linux_site import IQN, LinuxSite, LioMain, TgtMain, run
 from tests.support.lio import missing
-from tests.support.tgtd import USABLE
 
 pytestmark = [pytest.mark.peer("qemu-system-x86_64"), pytest.mark.skipif(bool(missing()), reason=missing() or "-"),
               pytest.mark.timeout(600)]
 
-def usable_tgtd() -> None:
-    if not USABLE:
-        pytest.skip("tgtd is not installed, or this is not root")
-
-
+@pytest.mark.peer("tgtd")
 def test_five_detours_with_tgt_as_main(tmp_path: Path) -> None:
-    usable_tgtd()
     done = asyncio.run(run(tmp_path, TgtMain(tmp_path), 5))
     assert len(done) == 5 and all(one.document["host"]["errors"] == 0 for one in done)
 
 
+@pytest.mark.peer("tgtd")
 def test_two_paths_chap_both_ways_and_digests(tmp_path: Path) -> None:
-    usable_tgtd()
     done, = asyncio.run(run(tmp_path, TgtMain(tmp_path, paths=2, chap=True, digests=True), 1))
     assert done.document["host"]["errors"] == 0
 
@@ -43,9 +37,9 @@ def test_lio_in_portal_mode(tmp_path: Path) -> None:
     assert done.document["host"]["errors"] == 0
 
 
+@pytest.mark.peer("tgtd")
 def test_of_two_hosts_one_refuses_to_move(tmp_path: Path) -> None:
     """The detour is given up before the freeze; both are home, and neither has seen an error."""
-    usable_tgtd()
     main = TgtMain(tmp_path)
 
     async def work() -> None:

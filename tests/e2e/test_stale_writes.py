@@ -4,7 +4,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,8 @@ import pytest
 
 from tests.e2e import stale_writes
 from tests.e2e.stale_writes import DetourMain, Outcome, Site, campaign
-from tests.support.tgtd import needs_tgtd
 
 pytestmark = pytest.mark.timeout(120)
-needs_slow_tgtd = [*needs_tgtd, pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")]
 
 # An administrator's program for `detour target` that tells of no host, and does not wait for the end of their writes.
 LIAR = """
@@ -57,8 +54,8 @@ def test_no_write_from_behind_the_freeze_with_a_slow_detour_target() -> None:
     check(asyncio.run(campaign(3, "detour", 11, 3)))
 
 
-@pytest.mark.parametrize("_", [pytest.param(0, marks=needs_slow_tgtd)])
-def test_no_write_from_behind_the_freeze_with_a_slow_tgtd(_: int) -> None:
+@pytest.mark.peer("tgtd", "gcc")
+def test_no_write_from_behind_the_freeze_with_a_slow_tgtd() -> None:
     check(asyncio.run(campaign(3, "tgt", 12, 3)))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
+from abc import ABC, abstractmethod
 
 from detour.core.disk import DiskHandle
 from detour.core.fault_store import FaultStoreHandle
@@ -20,7 +21,7 @@ BLOCKS = 1536
 NAA = bytes.fromhex("3000000000000001")
 
 
-class MediumWorld:
+class MediumWorld(ABC):
     """What both kinds have: turns, tickets, the target with LUN 0."""
 
     reactor: Reactor
@@ -36,14 +37,17 @@ class MediumWorld:
         self.tickets: dict[int, tuple[int, tuple[int, ...], bytes | None]] = {}
         assert self.ask(self.target.set_lun(0, self.device())) == 0
 
+    @abstractmethod
     def build(self) -> None:
-        raise NotImplementedError
+        """The reactor, and what is below the target."""
 
+    @abstractmethod
     def device(self) -> DiskHandle:
-        raise NotImplementedError
+        """LUN 0."""
 
+    @abstractmethod
     def stores(self) -> list[FaultStoreHandle]:
-        raise NotImplementedError
+        """Whose requests complete when a turn says so."""
 
     def complete_some(self) -> None:
         for store in self.stores():

@@ -5,6 +5,15 @@ import contextlib
 import socket
 import time
 
+
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6's loopback, as the kernel says."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
 _given: set[int] = set()
 
 

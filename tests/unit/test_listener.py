@@ -20,6 +20,7 @@ from detour.iscsi.session import LoginOptions, discover, login, new_isid
 from detour.limits import LoginLimits
 from detour.urls import format_endpoint
 from tests.support.logins import AUTH, HOST, INITIATOR, MAIN, NAMES, TARGET, first_request
+from tests.support.ports import has_ipv6
 from tests.support.sinks import Door
 
 OTHER = "iqn.2026-01.example:other"
@@ -305,13 +306,11 @@ def test_redirects_to_nowhere_are_refused(address):
         Redirect(address)
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6 loopback")
 def test_a_portal_of_ipv6():
     async def work():
         async with Door() as door:
-            try:
-                host, port = await door.listener.listen("::1", 0)
-            except UsageError:
-                pytest.skip("this machine has no IPv6")
+            host, port = await door.listener.listen("::1", 0)
             door.entry.redirect = lambda name, peer, isid: f"127.0.0.1:{door.port}" if peer == "::1" else None
             moved = await login(host, port, TARGET, LoginOptions(INITIATOR))
             assert moved.portal == f"127.0.0.1:{door.port}"
