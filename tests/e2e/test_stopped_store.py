@@ -15,8 +15,9 @@ from tests.support.tgtd import needs_tgtd
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("store", ["detour", pytest.param("tgt", marks=needs_tgtd)])
 def test_the_copy_is_given_up_and_the_host_goes_home(tmp_path, store):
-    outcome = asyncio.run(one_run(tmp_path, store, 2.0, False, rate=300.0, size=96 * MIB))
+    outcome = asyncio.run(one_run(tmp_path, store, 2.0, False, rate=300.0, size=96 * MIB, turns=1))
     assert not outcome.wrong, outcome
+    assert len(outcome.turns) == 2
     assert "not gone on" in outcome.reason or "failed" in outcome.reason
 
 
