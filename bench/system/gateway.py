@@ -9,6 +9,7 @@ from typing import Any
 from bench.system.load import Client, LoadError, client
 from bench.system.measure import Figure, Sample, Samples, interleaved
 from bench.system.processes import TGT_BEST, TGT_INSTALLED, detour_target, lun_bytes
+from bench.system.profile import profiled
 from bench.system.scenario import Bench, Outcome, Scenario
 from bench.system.site import (
     SLOW_COPY,
@@ -72,6 +73,12 @@ async def beside_main(bench: Bench, outcome: Outcome, main: Main, name: str,
         for mix, share in MIXES.items():
             taken = await load.sample(settings_of(share, size), bench.seconds, [door.pid])
             runs[mix][PATH].append(taken)
+        await checked_home(door, run, load, size)
+    for mix, share in MIXES.items():
+        run = await door.copying()
+        await profiled(bench, outcome, f"4 KiB random {mix}, depth {DEPTH}, main is {name}",
+                       {"gateway": door.pid, "main": main.target.pids[0], "client": load.pid},
+                       lambda share=share: load.sample(settings_of(share, size), bench.seconds))
         await checked_home(door, run, load, size)
     for mix in MIXES:
         case = f"4 KiB random {mix}, depth {DEPTH}, main is {name}"
@@ -163,12 +170,16 @@ async def journal_writes(bench: Bench) -> Outcome:
                 outcome.check("journal-writes", f"{BUSY} : {FILE}", case, row.ratio(BUSY, FILE), at_least=1.0)
             outcome.check("journal-writes", "p99 during the copy : without", case, row.ratio(BUSY, QUIET, "p99_ms"),
                           at_most=1.25)
+            for name in (QUIET, BUSY):
+                side = sides[name]
+                await profiled(bench, outcome, f"{case}: {name}", {"gateway": side.pids[0]},
+                               lambda side=side, wanted=wanted: side.sample(wanted, bench.seconds))
     return outcome
 
 
 SCENARIOS = [
     Scenario("gateway.path", ("gateway-path",), "4 KiB random through the gateway, beside main asked directly", path,
-             60),
+             60, digests=True),
     Scenario("gateway.journal", ("journal-writes",), "host writes into the journal, with a copy and without, beside a "
-             "file", journal_writes, 60),
+             "file", journal_writes, 60, digests=True),
 ]

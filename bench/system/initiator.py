@@ -82,7 +82,7 @@ async def cross_check(bench: Bench) -> Outcome:
     targets = [await bench.enter(detour_target(bench))]
     slow = await outcome.optional(TGT_INSTALLED, bench.enter(tgt_target(bench, "rdwr")))
     for target in [*targets, *([slow] if slow else [])]:
-        ours = await bench.enter(client(target.url))
+        ours = await bench.enter(client(target.url, digests=bench.digests))
         await ours.fill(target.size_bytes)
         settings = settings_of(target.size_bytes, 32, 1.0)
 

@@ -142,6 +142,12 @@ async def with_libiscsi(bench: Bench) -> Outcome:
             outcome.check("plain-libiscsi", f"CPU time of the server, {TGT_INSTALLED} : {DETOUR}", row.case,
                           row.ratio(TGT_INSTALLED, DETOUR, "server_us"))
             check_peers(bench, outcome, "plain-libiscsi", row)
+    for mix in ("read", "write"):
+        target, load = targets[DETOUR], loads[DETOUR]
+        settings = settings_of(target.size_bytes, 32, MIXES[mix])
+        await profiled(bench, outcome, f"4 KiB random {mix}, depth 32",
+                       {"target": target.pids[0], "client": load.place},
+                       lambda load=load, settings=settings: load.sample(settings, bench.seconds + 2))
     if bench.digests:
         outcome.notes.append("libiscsi as Debian has it knows header digests only: no data digests here.")
     return outcome
@@ -249,6 +255,7 @@ SCENARIOS = [
              "client", sequential, 80, digests=True),
     Scenario("plain.open-loop", (), "latency at fixed rates, without coordinated omission", open_loop, 65,
              digests=True),
-    Scenario("plain.polling", (), "what polling for a moment before sleeping gains, and what it takes", polling, 25),
+    Scenario("plain.polling", (), "what polling for a moment before sleeping gains, and what it takes", polling, 25,
+             digests=True),
     Scenario("plain.digests", (), "what CRC32C digests for headers and data cost", digests, 40),
 ]

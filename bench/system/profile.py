@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-from bench.system.measure import Sample
 from bench.system.peers import program
 from bench.system.programs import ProgramError, run
 from bench.system.scenario import Bench, Missing, Outcome, Profile
 
 FREQUENCY_HZ = 1997         # no multiple of anything that a program does in turn
+PART = 0.6                  # of a sample, so long it records
 SYMBOLS = 14
+STARTED_SECONDS = 0.2       # until a load runs
 KERNEL = "[kernel.kallsyms]"
 
 
@@ -35,25 +39,40 @@ def grouped(lines: list[tuple[float, str, str]]) -> list[tuple[float, str, str]]
     return [(round(share, 1), module, "all together") for module, share in most] + lines[:SYMBOLS]
 
 
-async def profiled(bench: Bench, outcome: Outcome, case: str, sides: Mapping[str, int],
-                   work: Callable[[], Awaitable[Sample]]) -> None:
-    """Adds a profile of each side's process while `work` runs. Without perf its absence is noted."""
+def pid_of(place: Path) -> int:
+    """The process that runs this program. ProcessLookupError without one."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and (process / "exe").readlink() == place:
+                return int(process.name)
+    raise ProcessLookupError(f"no process runs {place}")
+
+
+async def recorded(perf: Path, bench: Bench, process: int | Path) -> list[tuple[float, str, str]]:
+    """Where the time of a process, or of the one that runs this program, goes from now on."""
+    pid = process if isinstance(process, int) else pid_of(process)
+    place = bench.folder / f"perf-{pid}"
+    await run(perf, "record", "-q", "-e", "cpu-clock", "-F", str(FREQUENCY_HZ), "-o", place, "-p", str(pid), "--",
+              "sleep", str(PART * bench.seconds))
+    return grouped(parsed(await run(perf, "report", "-i", place, "--stdio", "--no-children", "-F",
+                                    "overhead,dso,symbol", "-t", "|")))
+
+
+async def profiled(bench: Bench, outcome: Outcome, case: str, sides: Mapping[str, int | Path],
+                   work: Callable[[], Awaitable[Any]]) -> None:
+    """Adds a profile of each side's process, all at once, while `work` runs, which lasts for a sample or longer.
+    Without perf its absence is noted."""
     perf = program("perf")
     if perf is None or bench.quick:
         outcome.missing.setdefault("profile", "perf is not installed" if perf is None else "not in the short form")
         return
     load = asyncio.ensure_future(work())
+    await asyncio.sleep(STARTED_SECONDS)
     try:
-        for side, pid in sides.items():
-            place = bench.folder / f"perf-{pid}"
-            try:
-                await run(perf, "record", "-q", "-e", "cpu-clock", "-F", str(FREQUENCY_HZ), "-o", place, "-p",
-                          str(pid), "--", "sleep", str(bench.seconds))
-                text = await run(perf, "report", "-i", place, "--stdio", "--no-children", "-F",
-                                 "overhead,dso,symbol", "-t", "|")
-            except (ProgramError, Missing) as error:
-                outcome.missing["profile"] = str(error)
-                return
-            outcome.profiles.append(Profile(case, side, grouped(parsed(text))))
+        found = await asyncio.gather(*(recorded(perf, bench, process) for process in sides.values()))
+    except (ProgramError, Missing, ProcessLookupError) as error:
+        outcome.missing["profile"] = str(error)
+    else:
+        outcome.profiles += [Profile(case, side, lines) for side, lines in zip(sides, found, strict=True)]
     finally:
         await load

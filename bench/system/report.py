@@ -14,6 +14,8 @@ from bench.system.scenario import MET, MISSED, NOT_MEASURED, Outcome, Scenario
 
 TABLE_BEGIN, TABLE_END = "<!-- measured: begin -->", "<!-- measured: end -->"
 UNITS = {"iops": "operations a second", "bytes_s": "bytes a second"}
+DIGESTS = " with digests"        # behind the name of a scenario that ran with them
+LOWER_IS_BETTER = ("p50_ms", "p99_ms", "stall_ms")
 LATENCIES = ("p50_ms", "p99_ms", "p99_9_ms", "max_ms")
 
 
@@ -56,8 +58,10 @@ def found_words(checks: list[Mapping[str, Any]]) -> list[str]:
 
 
 def goal_rows(scenarios: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The goal table: for each goal that these scenarios judge its verdict, and what was found."""
+    """The goal table: for each goal that these scenarios judge its verdict, and what was found. What was found with
+    digests is not judged: its loss is shown."""
     rows = []
+    scenarios = {name: one for name, one in scenarios.items() if not name.endswith(DIGESTS)}
     judged = {key for one in scenarios.values() for key in one["goals"]}
     for goal in GOALS:
         if goal.key not in judged:
@@ -159,7 +163,8 @@ def missing_words(document: Mapping[str, Any]) -> list[str]:
 
 
 def loss_lines(document: Mapping[str, Any]) -> list[list[str]]:
-    """What digests cost: for scenarios that ran with and without them, each side's first metric."""
+    """What digests cost: for scenarios that ran with and without them, each side's first metric. Of latencies the loss
+    is how much longer they are."""
     lines = []
     for name, one in document["scenarios"].items():
         plain = document["scenarios"].get(name.removesuffix(DIGESTS))
@@ -170,13 +175,11 @@ def loss_lines(document: Mapping[str, Any]) -> list[list[str]]:
             for side in row["sides"]:
                 metric = row["metric"]
                 new, old = median_of(row, side, metric), median_of(before.get(row["case"], row), side, metric)
-                if new and old and metric in UNITS:
-                    lines.append([row["case"], side, with_unit(metric, old), with_unit(metric, new),
-                                  f"{1 - new / old:.0%}"])
+                if new and old and (metric in UNITS or metric in LOWER_IS_BETTER):
+                    loss = new / old - 1 if metric in LOWER_IS_BETTER else 1 - new / old
+                    case = row["case"] if metric in UNITS else f"{row['case']} ({metric})"
+                    lines.append([case, side, with_unit(metric, old), with_unit(metric, new), f"{loss:.0%}"])
     return lines
-
-
-DIGESTS = " with digests"
 
 
 def scenario_markdown(name: str, one: Mapping[str, Any], plots: str = "") -> str:

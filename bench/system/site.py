@@ -47,8 +47,9 @@ class Volume:
     more: str = ""
     url: str = ""                       # of another LUN of main's
 
-    def table(self, name: str) -> str:
-        return (f'[volume.{name}]\nmain = "{self.url or self.main.target.url}"\n'
+    def table(self, name: str, digests: bool) -> str:
+        auth = "main-auth = { header-digest = true, data-digest = true }\n" if digests else ""
+        return (f'[volume.{name}]\nmain = "{self.url or self.main.target.url}"\n{auth}'
                 f'journal = {{ path = "{self.journal}", size = {self.journal_bytes} }}\n'
                 f"redirect = {{ {self.main.redirect} }}\n{self.more}\n")
 
@@ -139,7 +140,8 @@ async def tgt_main(bench: Bench, store: str, size_bytes: int) -> AsyncIterator[M
 @contextlib.asynccontextmanager
 async def gateway(bench: Bench, volumes: Mapping[str, Volume], stores: Mapping[str, str], *,
                   lines: str = "", seconds: float = 30.0) -> AsyncIterator[Gateway]:
-    """`detour serve` with these volumes and stores. `lines`: more of [gateway], and tables below it."""
+    """`detour serve` with these volumes and stores, and digests on its own sessions where the run has them. `lines`:
+    more of [gateway], and tables below it."""
     number = next(_numbers)
     host = next(iter(volumes.values())).main.gateway_host
     port, socket = free_port(host), bench.folder / f"gateway-{number}.sock"
@@ -147,8 +149,8 @@ async def gateway(bench: Bench, volumes: Mapping[str, Volume], stores: Mapping[s
     path = bench.folder / f"gateway-{number}.toml"
     path.write_text("\n".join([
         f'[gateway]\nlisten = ["{portal}"]\nadvertise = "{portal}"\nstate = "{bench.folder / f"state-{number}"}"\n'
-        f'api = "unix:{socket}"\n{lines}\n', *(volume.table(name) for name, volume in volumes.items()),
-        *(f"[store.{name}]\nurl = {json.dumps(url)}\n" for name, url in stores.items())]))
+        f'api = "unix:{socket}"\n{lines}\n', *(volume.table(name, bench.digests) for name, volume in volumes.items()),
+        *(f"[store.{name}]\nurl = {json.dumps(with_digests(url, bench.digests))}\n" for name, url in stores.items())]))
     child = await Child.start("gateway", ["serve", "-c", str(path)], bench.folder / f"gateway-{number}.log")
     try:
         await child.wait_ready(seconds)
@@ -156,6 +158,11 @@ async def gateway(bench: Bench, volumes: Mapping[str, Volume], stores: Mapping[s
             yield Gateway(child, api, volumes, (host, port))
     finally:
         await child.end()
+
+
+def with_digests(url: str, digests: bool) -> str:
+    """A store's URL with CRC32C asked for, where it is one of iSCSI."""
+    return f"{url}?header-digest=crc32c&data-digest=crc32c" if digests and url.startswith("iscsi://") else url
 
 
 def image(path: Path, size_bytes: int, blocks: Sequence[bytes] = ()) -> Path:

@@ -98,11 +98,12 @@ async def qemu_rates(bench: Bench, outcome: Outcome) -> None:
 async def throttled(bench: Bench) -> Outcome:
     outcome = Outcome()
     await detour_rates(bench, outcome)
-    await qemu_rates(bench, outcome)
+    if not bench.digests:       # QEMU's host speaks NBD here, which has none
+        await qemu_rates(bench, outcome)
     return outcome
 
 
 SCENARIOS = [
     Scenario("store-pressure", ("store-pressure",), "the host's writes while backup storage is throttled, beside "
-             "qemu-storage-daemon's backup", throttled, 120),
+             "qemu-storage-daemon's backup", throttled, 120, digests=True),
 ]

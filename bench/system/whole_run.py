@@ -12,7 +12,9 @@ from bench.system.load import Client, client
 from bench.system.measure import Figure, Sample, Samples, Usage, interleaved
 from bench.system.peers import program
 from bench.system.processes import detour_target
-from bench.system.programs import libiscsi, run
+from bench.system.profile import profiled
+from bench.system.programs import libiscsi
+from bench.system.programs import run as run_program
 from bench.system.scenario import Bench, Outcome, Plot, Scenario
 from bench.system.site import STORE, VOLUME, Gateway, Volume, detour_main, gateway, image
 
@@ -59,7 +61,7 @@ async def one_copy(door: Gateway, store: str) -> Sample:
 
 async def converted(source: str, target: str, size_bytes: int) -> Sample:
     begun = time.monotonic()
-    await run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source, target, seconds=120)
+    await run_program("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", source, target, seconds=120)
     return {"bytes_s": size_bytes / (time.monotonic() - begun)}
 
 
@@ -75,11 +77,11 @@ async def copied(bench: Bench) -> Outcome:
     stores = {"file": f"file://{bench.memory_folder / 'file.img'}", "iscsi": remote.url, "bound": bound.url}
     files["file"] = bench.memory_folder / "file.img"
     door = await bench.enter(gateway(bench, {VOLUME: Volume(main, bench.memory_folder / "journal")}, stores))
-    reader = await bench.enter(client(main.target.url))
+    reader = await bench.enter(client(main.target.url, digests=bench.digests))
     for name, what in (("file", "a file of the gateway's"), ("iscsi", "another target"),
                        ("bound", "another target that takes 300 MB/s")):
         image(files[name], size) if name == "file" else None
-        writer = await bench.enter(client(stores[name]))
+        writer = await bench.enter(client(stores[name], digests=bench.digests))
         await copy_case(bench, outcome, f"{size >> 20} MiB to {what}", size, reader, writer,
                         door, name, (main.target.url, stores[name]))
         if not await same(source, files["memory" if name == "iscsi" else name]):
@@ -140,7 +142,7 @@ async def caught_up(bench: Bench) -> Outcome:
     volume = Volume(main, folder / "journal", max(64 << 20, dirty * 2 + dirty // 2),
                     'copy = { rate = "64KiB/s" }')
     door = await bench.enter(gateway(bench, {VOLUME: volume}, {STORE: f"file://{folder / 'store.img'}"}))
-    load = await bench.enter(client(main.target.url))
+    load = await bench.enter(client(main.target.url, digests=bench.digests))
     wanted = {"depth": ROUND_DEPTH, "read_share": 0.0, "io_bytes": 4096, "mode": "random", "seed": 7}
     await load.sample(wanted, operations=blocks)        # the places are there, for both
     case = f"{dirty >> 20} MiB of dirty 4 KiB blocks at random places of {dirty * SPREAD >> 20} MiB"
@@ -149,6 +151,9 @@ async def caught_up(bench: Bench) -> Outcome:
         CATCH_UP: lambda: one_catch_up(bench, door, load, wanted, blocks)}, bench.rounds))
     outcome.check("catch-up", f"{CATCH_UP} : {OWN}", case, row.ratio(CATCH_UP, OWN), at_least=0.9,
                   note="" if bench.full else "10 GiB with --full")
+    run = await door.copying()
+    await load.sample(wanted, operations=blocks)
+    await profiled(bench, outcome, case, {"gateway": door.pid, "main": main.target.pids[0]}, lambda: door.give_up(run))
     return outcome
 
 
@@ -214,7 +219,10 @@ def share_of(ordered: list[float], share: float) -> float:
 
 
 SCENARIOS = [
-    Scenario("run.copy", ("copy",), "the copy of a volume that nobody uses, beside qemu-img convert", copied, 60),
-    Scenario("run.catch-up", ("catch-up",), "what a round writes to main, beside main's own speed", caught_up, 60),
-    Scenario("run.cutover", ("cutover",), "the longest stall of a libiscsi host on its way home", cut_over, 100),
+    Scenario("run.copy", ("copy",), "the copy of a volume that nobody uses, beside qemu-img convert", copied, 60,
+             digests=True),
+    Scenario("run.catch-up", ("catch-up",), "what a round writes to main, beside main's own speed", caught_up, 60,
+             digests=True),
+    Scenario("run.cutover", ("cutover",), "the longest stall of a libiscsi host on its way home", cut_over, 100,
+             digests=True),
 ]

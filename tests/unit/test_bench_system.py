@@ -4,7 +4,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
+import subprocess
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,13 @@ from bench.system.goals import GOALS, KEYS
 from bench.system.machine import busy_ticks, cpu_model
 from bench.system.measure import Figure, Samples, Usage, cpu_ticks, interleaved, peak_kib
 from bench.system.peers import listener_pids, listening_inodes, parse_peer
-from bench.system.profile import grouped, parsed
+from bench.system.profile import grouped, parsed, pid_of
 from bench.system.programs import ProgramError, fio_sample, found_iops, sample_of
 from bench.system.run import run_one
-from bench.system.scenario import MET, MISSED, NOT_MEASURED, SHOWN, Bench, Missing, Outcome, Scenario
+from bench.system.scenario import MET, MISSED, NOT_MEASURED, SHOWN, Bench, Missing, Outcome, Row, Scenario
+from bench.system.site import Main, Volume, with_digests
 from detour.errors import UsageError
+from detour.urls import parse_url
 
 
 def figures(**sides: list[float]) -> Samples:
@@ -168,6 +173,23 @@ def test_digests_are_shown_with_their_loss():
     checked.rows[0].sides["detour"].medians["bytes_s"] = 1.5e9
     kept = document(("one.two", plain), ("one.two" + report.DIGESTS, checked))
     assert report.loss_lines(kept) == [["64 KiB", "detour", "2.00 GB/s", "1.50 GB/s", "25%"]]
+
+
+def test_latency_with_digests_is_a_loss_when_it_is_longer():
+    plain, checked = Outcome(), Outcome()
+    for one, found in ((plain, 2.0), (checked, 3.0)):
+        one.rows.append(Row("way home", "stall_ms", {"host": Figure.of([{"stall_ms": found}])}))
+    kept = document(("one.two", plain), ("one.two" + report.DIGESTS, checked))
+    assert report.loss_lines(kept) == [["way home (stall_ms)", "host", "2", "3", "50%"]]
+
+
+def test_what_was_found_with_digests_is_not_judged():
+    missed = Outcome()
+    missed.check("idle", "detour : tgt", "4 KiB", 0.1, at_least=1.0)
+    met = Outcome()
+    met.check("idle", "detour : tgt", "4 KiB", 2.0, at_least=1.0)
+    [row] = document(("one.two", met), ("one.two" + report.DIGESTS, missed))["goals"]
+    assert row["verdict"] == MET
 
 
 def test_only_what_stands_between_the_marks_of_a_page_is_replaced():
@@ -373,6 +395,26 @@ def test_what_perf_prints():
     lines = parsed(text)
     assert lines == [(60.5, "kernel", "tcp_sendmsg"), (20.0, "task", "task_part_release"), (9.5, "kernel", "copy")]
     assert grouped(lines) == [(70.0, "kernel", "all together"), (20.0, "task", "all together"), *lines]
+
+
+def test_a_process_is_found_by_its_program(tmp_path):
+    place = shutil.copy(shutil.which("sleep"), tmp_path / "asleep")
+    with pytest.raises(ProcessLookupError):
+        pid_of(place)
+    with subprocess.Popen([place, "60"]) as process:
+        try:
+            assert pid_of(place) == process.pid
+        finally:
+            process.kill()
+
+
+def test_a_run_with_digests_has_them_on_the_sessions_of_the_gateway_as_well():
+    main = Main(processes.Target("main", "iscsi://127.0.0.1:3260/iqn.2026-01.example:m/0"), 'driver = "none"')
+    plain, checked = (tomllib.loads(Volume(main, Path("j")).table("vol", digests))["volume"]["vol"]
+                      for digests in (False, True))
+    assert checked == plain | {"main-auth": {"header-digest": True, "data-digest": True}}
+    assert parse_url(with_digests("iscsi://127.0.0.1/iqn.2026-01.example:m/0", True)).data_digest
+    assert with_digests("file:///x", True) == "file:///x"
 
 
 def test_the_page_has_the_marks_for_what_was_measured():
