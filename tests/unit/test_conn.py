@@ -294,6 +294,23 @@ def test_a_connection_at_work_keeps_its_memory(world: World) -> None:
     assert "rest" not in world.probe.log and world.probe.state["staging_pages"] > 0
 
 
+def test_pings_of_a_connection_at_rest_take_no_memory_and_what_they_take_goes(world: World) -> None:
+    """Signs of life leave a connection at rest; a page that they took all the same is given back before long."""
+    world.reactor.set_clock(START)
+    now, warm = rested(world, START), 0
+    for _ in range(40):
+        world.write(pdu(b""))
+        world.probe.send(HEADER, b"")
+        world.turn(2)
+        warm += world.probe.state["warm"]
+        world.read()
+        now = rested(world, now)
+    assert 0 < warm <= 6
+    world.write(pdu(bytes(200)))
+    world.turn()
+    assert world.probe.state["warm"]
+
+
 @pytest.mark.parametrize("cut", [1, 20, 47, 48, 49, 50, 51, 52, 60, 4000])
 def test_half_a_pdu_is_kept_at_rest(cut: int) -> None:
     world = World(header_digest=True, data_digest=True)

@@ -230,6 +230,18 @@ def test_timers_run_in_the_order_of_their_deadlines(loop):
     assert loop.log() == [("timer", 0), ("timer", 4)]
 
 
+def test_timers_of_one_grain_run_in_one_turn_and_none_too_soon(loop):
+    delays = [1, 7, 20, 21, 40]         # from 1000 ms on, in grains of 20 ms
+    for index, delay in enumerate(delays):
+        loop.timer(index, delay * MS, 20 * MS)
+    ran = {}
+    for now in range(1000, 1061):
+        loop.reactor.set_clock(now * MS)
+        loop.reactor.turn()
+        ran |= {index: now for _, index in loop.log()}
+    assert ran == {0: 1020, 1: 1020, 2: 1020, 3: 1040, 4: 1040}
+
+
 def test_a_timer_can_be_restarted_and_stopped(loop):
     loop.timer(0, 10 * MS)
     loop.timer(1, 15 * MS)

@@ -10,8 +10,8 @@ from detour.core.mailbox cimport (Mailbox, mailbox_acknowledge, mailbox_free, ma
 from detour.core.pool cimport (BufferPool, PoolWaiter, Slab, pool_free, pool_get, pool_init, pool_put, pool_wait,
                                pool_wait_cancel, pool_wake, slab_free, slab_get, slab_init, slab_put)
 from detour.core.reactor cimport (Command, Deferred, Loop, Reactor, Timer, Watch, command_done, event_new, event_post,
-                                  loop_at_end, loop_defer, loop_timer, loop_timer_stop, loop_undefer, loop_unwatch,
-                                  loop_watch)
+                                  loop_at_end, loop_defer, loop_timer, loop_timer_coarse, loop_timer_stop, loop_undefer,
+                                  loop_unwatch, loop_watch)
 from detour.core.stats cimport Histogram, stats_record, stats_view
 from detour.core.types cimport *
 
@@ -373,8 +373,12 @@ cdef class Harness:
     def undefer(self, int index):
         loop_undefer(self.state.loop, &self.state.items[index].work)
 
-    def timer(self, int index, ns_t delay_ns):
-        loop_timer(self.state.loop, &self.state.items[index].timer, delay_ns)
+    def timer(self, int index, ns_t delay_ns, ns_t grain_ns=0):
+        """With a grain: no sooner, and with all others of that grain."""
+        if grain_ns:
+            loop_timer_coarse(self.state.loop, &self.state.items[index].timer, delay_ns, grain_ns)
+        else:
+            loop_timer(self.state.loop, &self.state.items[index].timer, delay_ns)
 
     def stop_timer(self, int index):
         loop_timer_stop(self.state.loop, &self.state.items[index].timer)

@@ -17,7 +17,8 @@ from detour.core.debug cimport unlikely
 from detour.core.evictor cimport evictor_idle
 from detour.core.format cimport ENTRY_ZERO
 from detour.core.journal cimport journal_data, journal_header, journal_reclaim, journal_verify
-from detour.core.overlay cimport (FLUSH_WINDOW, FlushSlot, PHASE_CATCHING_UP, Round, overlay_corrupt, overlay_left)
+from detour.core.overlay cimport (FLUSH_WINDOW, FlushSlot, PHASE_CATCHING_UP, Round, overlay_corrupt, overlay_left,
+                                  overlay_main_end)
 from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel
 from detour.core.reactor cimport (EVENT_ROUND_DONE, command_done, event_new, event_post, loop_at_end, loop_defer,
                                   loop_timer, loop_timer_stop, loop_undefer)
@@ -146,13 +147,9 @@ cdef bint duplicate(Volume* volume) noexcept nogil:
     return True
 
 
-cdef inline lba_t main_end(const Volume* volume) noexcept nogil:
-    return volume.main.size_bytes // volume.device.block_bytes
-
-
 cdef bint next_run(const Volume* volume, lba_t lba, Run* out) noexcept nogil:
     """As snapshot_frozen_run, up to main's end: what lies beyond waits for a main that is large enough again."""
-    cdef lba_t end = main_end(volume)
+    cdef lba_t end = overlay_main_end(volume)
     if not snapshot_frozen_run(&volume.snapshot, lba, out) or out.lba >= end:
         return False
     if out.blocks > end - out.lba:
@@ -319,7 +316,7 @@ cdef void end_round(Volume* volume) noexcept nogil:
     cdef Round* current = &volume.round
     cdef Command* event
     cdef Run run
-    cdef bint beyond = snapshot_frozen_run(&volume.snapshot, main_end(volume), &run)
+    cdef bint beyond = snapshot_frozen_run(&volume.snapshot, overlay_main_end(volume), &run)
     cdef bint more_is_lost = current.lost_blocks > volume.stats.lost_blocks
     cdef uint64_t taken_ns = <uint64_t>(volume.device.loop.now_ns - current.begun_ns)
     current.running = False

@@ -293,6 +293,11 @@ cdef void overlay_take_journal(Volume* volume) noexcept nogil
 cdef void overlay_left(Volume* volume) noexcept nogil            # the figures of what is not on main
 # Tells Python of a wrong checksum. The range is what was asked for: told when the entry's own header is lost, too.
 cdef void overlay_corrupt(Volume* volume, uint64_t slot, lba_t lba, uint64_t blocks) noexcept nogil
+# First block behind main as it is now: it may have shrunk below the volume.
+cdef inline lba_t overlay_main_end(const Volume* volume) noexcept nogil:
+    return volume.main.size_bytes // volume.device.block_bytes
+
+
 # Blocks of the point in time, which copy and chunk table are about: hosts meet more when main has grown since.
 cdef inline uint64_t overlay_pit_blocks(const Volume* volume) noexcept nogil:
     if volume.journal == NULL or volume.journal.super.volume_blocks > volume.device.blocks:

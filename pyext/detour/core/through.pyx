@@ -32,7 +32,8 @@ from detour.core.evictor cimport evictor_idle
 from detour.core.format cimport CHUNK_BYTES, ENTRY_ZERO, FLAG_UNREFLECTED, EntryHeader
 from detour.core.journal cimport journal_data, journal_header, journal_reclaim, journal_slot, journal_verify
 from detour.core.overlay cimport (FLUSH_WINDOW, FlushSlot, PHASE_CATCHING_UP, PHASE_HOLDING, RequestQueue, Through,
-                                  overlay_corrupt, overlay_finish, overlay_queue, overlay_take_journal, overlay_unqueue)
+                                  overlay_corrupt, overlay_finish, overlay_main_end, overlay_queue, overlay_take_journal,
+                                  overlay_unqueue)
 from detour.core.pool cimport pool_get, pool_put, pool_wait, pool_wait_cancel
 from detour.core.ranges cimport ranges_overlap, ranges_wait
 from detour.core.reactor cimport loop_defer, loop_timer, loop_timer_stop, loop_undefer
@@ -195,14 +196,10 @@ cdef bint is_hidden(const Volume* volume, seq_t seq) noexcept nogil:
     return header.seq == seq and header.flag == FLAG_UNREFLECTED and volume.journal.slot_live[slot] > 0
 
 
-cdef inline lba_t main_end(const Volume* volume) noexcept nogil:
-    return volume.main.size_bytes // volume.device.block_bytes
-
-
 cdef bint is_beyond(const Volume* volume, seq_t seq) noexcept nogil:
     """Main has shrunk below the entry: it stays in the journal, and doubtful, until main has its size again."""
     cdef const EntryHeader* header = journal_header(volume.journal, journal_slot(volume.journal, seq))
-    return header.lba + header.blocks > main_end(volume) and superseded_counts(volume, seq)
+    return header.lba + header.blocks > overlay_main_end(volume) and superseded_counts(volume, seq)
 
 
 cdef bint header_is_lost(const Volume* volume, seq_t seq) noexcept nogil:
@@ -233,7 +230,7 @@ cdef bint next_piece(Volume* volume) noexcept nogil:
     cdef blocks_t blocks
     if not next_range(volume):
         return False
-    if unlikely(through.end > main_end(volume)):
+    if unlikely(through.end > overlay_main_end(volume)):
         return pass_over(through)
     snapshot_run(&volume.snapshot, through.cursor, through.end, &run)
     if run.slot < 0:                                    # main has it already
