@@ -25,6 +25,7 @@ from tests.soak.soak import Record, Soak
 from tests.soak.trend import list_was_full, table
 
 MIB = 2.0**20
+MORE_SHOWN = 20
 
 
 def picture(record: Record) -> str:
@@ -65,6 +66,8 @@ def main() -> int:
         print(f"longest write, {doing}: {longest}")
     if not list_was_full(soak.record.detours):
         print("the gateway's list of runs was still filling: its memory is judged loosely")
+    for sentence in soak.more_sockets[:MORE_SHOWN]:
+        print(f"more sockets {sentence}")
     for fault in soak.wrong:
         print(f"wrong: {fault}")
     print(f"{soak.results.total()} detours with {asked.main}, seed {asked.seed}: {dict(soak.results)} by the ways "

@@ -16,7 +16,7 @@ import httpx
 
 from detour.backups.catalog import Catalog
 from tests.soak.host import SoakHost
-from tests.soak.samples import descriptors, folder_figures, memory, process_figures, threads
+from tests.soak.samples import descriptors, folder_figures, memory, process_figures, sockets, threads
 from tests.soak.sites import NO_KEEPING, SITES, DetourSite
 from tests.soak.trend import WARM_SHARE, Trend, trend
 from tests.support.ledger import Ledger
@@ -72,6 +72,7 @@ class Soak:
         self.wrong: list[str] = []
         self._catalog = Catalog(folder / "state" / "backups")
         self._quiet: dict[str, tuple[Counter[str], int]] = {}
+        self.more_sockets: list[str] = []       # of the gateway, than after the first detours: what they are
 
     async def run(self, seconds: float, detours: int | None = None) -> dict[str, Any]:
         """For so long, or so many detours. Answers figures of the host."""
@@ -157,6 +158,9 @@ class Soak:
     async def _sample(self) -> None:
         figures: dict[str, float] = dict(await gauges(self._folder / "gateway.sock"))
         await self._settle()
+        if descriptors(self.site.soaked()["gateway"])["sockets"] > self._quiet["gateway"][0]["sockets"]:
+            found = sockets(self.site.soaked()["gateway"])
+            self.more_sockets.append(f"after detour {self.results.total()}: {found}")
         for name, pid in self.site.soaked().items():
             figures |= {f"{name}_{what}": value for what, value in process_figures(pid).items()}
         figures |= {f"state_{what}": value for what, value in folder_figures(self._folder / "state").items()}

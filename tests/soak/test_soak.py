@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import random
 import threading
 
@@ -10,7 +11,7 @@ import pytest
 
 from detour.gateway import RUNS_KEPT
 from tests.soak.__main__ import picture
-from tests.soak.samples import descriptors, folder_figures, memory, process_figures, threads
+from tests.soak.samples import descriptors, folder_figures, memory, process_figures, sockets, threads
 from tests.soak.soak import WAYS, Soak
 from tests.soak.trend import (
     KEPT_RUN_BYTES,
@@ -106,6 +107,15 @@ def test_a_step_that_stays_is_growth():
     places = list(range(400))
     assert trend("gateway_descriptors", places, [16.0 + place // 150 for place in places]).grows
     assert MEMORY_ALLOWED_BYTES < 4 << 20
+
+
+def test_what_the_sockets_of_a_process_are(tmp_path):
+    before = sockets(os.getpid())
+    with socket.socket(socket.AF_UNIX) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        one.bind(str(tmp_path / "here.sock"))
+        found = {inode: words for inode, words in sockets(os.getpid()).items() if inode not in before}
+        listening = f"tcp 0100007F:{other.getsockname()[1]:04X} 00000000:0000 0A"
+        assert sorted(found.values()) == [listening, f"unix 0001 01 {tmp_path}/here.sock"]
 
 
 def test_what_a_process_holds():
