@@ -198,6 +198,9 @@ class EmbeddedTarget:
         await self.runtime.wait(self.handle.close(), check=False)
         for keeper in self.keepers:
             await keeper.close()
+        for disk in self.disks.values():
+            await self.runtime.wait(disk.close(), check=False)
+        self.disks.clear()
         for store in reversed(self.stores.values()):
             with contextlib.suppress(DetourError, OSError):
                 await store.close()

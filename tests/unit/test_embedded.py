@@ -63,6 +63,19 @@ def run(scenario, **options) -> None:
     asyncio.run(main())
 
 
+def test_its_disks_end_with_it():
+    async def main() -> None:
+        async with Runtime() as runtime:
+            target = EmbeddedTarget(runtime, IQN)
+            await target.add_disk("mem:16MiB", DiskOptions())
+            disk = target.disks[0]
+            await target.close()
+            assert not target.disks
+            with pytest.raises(ValueError, match="closed"):
+                disk.grow()
+    asyncio.run(main())
+
+
 def test_documents():
     async def scenario(world: World) -> None:
         [row] = await world.ask("GET", "")
