@@ -131,6 +131,18 @@ def test_no_room_is_an_error_and_leaves_no_file(tmp_path, reactor):
     assert not path.exists()
 
 
+def test_one_answer_tells_that_the_file_is_let_go_of(tmp_path, reactor):
+    path = tmp_path / "j"
+    handle = JournalHandle.create(reactor, path, 8 * MIB, BLOCK, VOLUME_BLOCKS)
+    ticket = handle.close()
+    while not (answers := reactor.drain()):
+        reactor.turn()
+    reactor.turn()
+    assert [(answer[1], answer[2]) for answer in [*answers, *reactor.drain()]] == [(ticket, OK)]
+    descriptors = [os.path.realpath(entry.path) for entry in os.scandir("/proc/self/fd")]
+    assert str(path) not in descriptors
+
+
 def test_an_unfinished_journal_is_not_formatted_anew(tmp_path, reactor):
     path = tmp_path / "j"
     handle = JournalHandle.create(reactor, path, 8 * MIB, BLOCK, VOLUME_BLOCKS)

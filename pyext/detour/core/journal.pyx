@@ -57,6 +57,7 @@ from detour.core.journal_pins cimport pins_add, pins_remove
 from detour.core.reactor cimport command_done, loop_timer_stop, loop_undefer
 from detour.core.reclaim cimport (reclaim_advance, reclaim_all, reclaim_coming_bytes, reclaim_note, reclaim_run,
                                   reservation_at, segment_of)
+from detour.core.store cimport store_close
 from detour.core.superblock cimport format_mapping, newest_copy
 
 import os
@@ -412,7 +413,10 @@ cdef void journal_rings_adopt(Journal* journal, uint64_t tail_position, uint64_t
 
 
 cdef void end_close(Journal* journal) noexcept nogil:
+    # From `released` on Python may free the journal. Media of its own are closed with it, by the same command: whoever
+    # waits for the answer may drop the handles of both.
     cdef Command* command = journal.close_command
+    cdef Store* own_media = journal.media if command.args[0] else NULL
     journal.close_command = NULL
     journal.detached = True
     if journal.fault == 0:
@@ -423,7 +427,11 @@ cdef void end_close(Journal* journal) noexcept nogil:
     if journal.lock_fd >= 0:
         journal_release_lock(journal)
     store_release_flag(&journal.released, True)
-    command_done(command, OK)
+    if own_media == NULL:
+        command_done(command, OK)
+        return
+    own_media.close_command = command
+    store_close(own_media)
 
 
 # --- what Python holds
@@ -677,10 +685,10 @@ cdef class JournalHandle:
 
     def close(self) -> int:
         """Lets go of the file and its lock; who waits for stability gets E_CLOSED. It is not marked clean here."""
-        cdef uint64_t ticket = self.reactor.call(do_close, self.usable(), 0, 0, 0, 0, NULL, 0)
+        cdef uint64_t ticket = self.reactor.call(do_close, self.usable(), self.media_own, 0, 0, 0, NULL, 0)
         self.closed = True
         if self.media_own:
-            self.media.close()
+            self.media.closed = True
         return ticket
 
 
