@@ -16,7 +16,11 @@ def reactor():
 
 @pytest.fixture
 def store(reactor):
-    return FaultStoreHandle(reactor, SIZE)
+    made = FaultStoreHandle(reactor, SIZE)
+    yield made
+    if not made.closed:
+        made.close()
+        turned(reactor)
 
 
 def turned(reactor):

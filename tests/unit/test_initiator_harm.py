@@ -18,13 +18,26 @@ from tests.support.scripted_target import NONE, Negotiated, Task
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    made = World()
+def begin() -> Iterator[Callable[..., World]]:
+    """Makes worlds; what is under way in them ends with the test."""
+    made: list[World] = []
+
+    def new(*arguments: object, **options: object) -> World:
+        made.append(World(*arguments, **options))
+        return made[-1]
+
+    yield new
+    for one in made:
+        assert one.status(one.store.close()) == 0
+        assert one.store.in_flight == 0
+        one.target.close()
+
+
+@pytest.fixture
+def world(begin: Callable[..., World]) -> World:
+    made = begin()
     made.attach()
-    yield made
-    assert made.status(made.store.close()) == 0
-    assert made.store.in_flight == 0
-    made.target.close()
+    return made
 
 
 # ---- targets that mean harm
@@ -87,8 +100,8 @@ def test_two_answers_for_one_command(world: World) -> None:
 @pytest.mark.parametrize(("offset", "length", "ttt"), [
     (0, 4096 * KIB, 5), (1024 * KIB, 1, 5), (1024 * KIB - 1, 2, 5), (0xFFFFFFFF, 2, 5), (0, 0, 5), (0, 512, NONE),
     (0, 262145, 5)])
-def test_r2t_for_what_is_not_there(offset: int, length: int, ttt: int) -> None:
-    world = World(Negotiated(initial_r2t=True, immediate_data=False))
+def test_r2t_for_what_is_not_there(begin: Callable[..., World], offset: int, length: int, ttt: int) -> None:
+    world = begin(Negotiated(initial_r2t=True, immediate_data=False))
     world.attach()
 
     def first_command(_: Task) -> bool:
@@ -110,9 +123,10 @@ def test_r2t_for_what_is_not_there(offset: int, length: int, ttt: int) -> None:
 @pytest.mark.parametrize(("asks", "outstanding"), [
     ([(1, 0, 512)], 1), ([(0, 0, 512), (0, 512, 512)], 2), ([(0, 1024, 512), (1, 512, 512)], 2),
     ([(0, 0, 1024), (1, 512, 512)], 2), ([(0, 0, 262144), (1, 262144, 262144)], 1)])
-def test_r2ts_out_of_order_or_beyond_what_was_negotiated(asks: list[tuple[int, int, int]], outstanding: int) -> None:
+def test_r2ts_out_of_order_or_beyond_what_was_negotiated(begin: Callable[..., World], asks: list[tuple[int, int, int]],
+                                                         outstanding: int) -> None:
     """R2TSN, offset, length of each."""
-    world = World(Negotiated(initial_r2t=True, immediate_data=False, target_data_max=512))
+    world = begin(Negotiated(initial_r2t=True, immediate_data=False, target_data_max=512))
     world.attach(outstanding_r2t_max=outstanding)
     world.target._data_out = lambda pdu: None
 
@@ -136,8 +150,8 @@ def test_data_in_with_a_number_left_out(world: World) -> None:
     assert harm(world, act)[0] == E_PROTOCOL
 
 
-def test_announcing_the_end_again_does_not_put_it_off() -> None:
-    world = World(nop_interval_ms=0)
+def test_announcing_the_end_again_does_not_put_it_off(begin: Callable[..., World]) -> None:
+    world = begin(nop_interval_ms=0)
     world.reactor.set_clock(1)
     world.attach()
     for ms in range(0, 8000, 200):
@@ -153,8 +167,8 @@ def test_r2t_for_a_read(world: World) -> None:
         world.target.header(0x31, 0x80, task.itt, counts=False, at20=5, at40=0, at44=512)))[0] == E_PROTOCOL
 
 
-def test_too_many_r2ts_at_once() -> None:
-    world = World(Negotiated(initial_r2t=True, immediate_data=False, target_data_max=512))
+def test_too_many_r2ts_at_once(begin: Callable[..., World]) -> None:
+    world = begin(Negotiated(initial_r2t=True, immediate_data=False, target_data_max=512))
     world.attach()
     world.target.on_command = lambda task: [world.target.send(world.target.header(
         0x31, 0x80, task.itt, counts=False, at20=n, at40=0, at44=256 * KIB)) for n in range(40)] and True
@@ -174,15 +188,15 @@ def test_a_data_segment_over_the_limit(world: World) -> None:
         world.target.header(0x20, 0x80, at20=NONE), bytes(65537)))[0] == E_PROTOCOL
 
 
-def test_a_bad_data_digest_begins_the_session_anew() -> None:
-    world = World(Negotiated(data_digest=True))
+def test_a_bad_data_digest_begins_the_session_anew(begin: Callable[..., World]) -> None:
+    world = begin(Negotiated(data_digest=True))
     world.attach()
     assert harm(world, lambda task: world.target.data_in(
         task.itt, 0, b"x" * 1024, status=0, break_data_digest=True))[0] == E_DIGEST
 
 
-def test_a_bad_header_digest_begins_the_session_anew() -> None:
-    world = World(Negotiated(header_digest=True))
+def test_a_bad_header_digest_begins_the_session_anew(begin: Callable[..., World]) -> None:
+    world = begin(Negotiated(header_digest=True))
     world.attach()
 
     def once(task: Task) -> bool:
@@ -222,9 +236,9 @@ def test_a_window_that_goes_back_is_not_believed(world: World) -> None:
     assert world.lost() == []
 
 
-def test_noise_ends_the_connection_and_nothing_else() -> None:
+def test_noise_ends_the_connection_and_nothing_else(begin: Callable[..., World]) -> None:
     dice = random.Random(11)
-    world = World()
+    world = begin()
     for _ in range(200):
         world.attach()
         ticket = world.store.submit_read(0, 4096)
