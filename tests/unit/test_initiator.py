@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.initiator_world import (
     World,
     hold,
 )
+from tests.support.patience import SLOWER
 from tests.support.scripted_target import NONE, Negotiated, Task, sense
 
 
@@ -392,3 +394,18 @@ def test_sense_longer_than_any_place_for_it(world: World) -> None:
         world.target.on_command = long_sense
         status, results, _ = world.wait(world.store.submit_command(bytes(6)))
         assert (status, results[2]) == (E_CHECK, 252 if length == 300 else 0)
+
+
+def test_another_thread_sees_whether_a_connection_is_attached() -> None:
+    world = World()
+    world.reactor.start()
+    fd, params = world.target.connect()
+    world.store.attach(fd, params)
+    deadline = time.monotonic() + 20 * SLOWER
+    while not world.store.attached:
+        assert time.monotonic() < deadline
+    world.target.close()
+    while world.store.attached:
+        assert time.monotonic() < deadline
+    world.store.close()
+    world.reactor.stop()

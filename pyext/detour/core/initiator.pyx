@@ -9,6 +9,7 @@ cimport cython
 from libc.stdlib cimport calloc, malloc
 from libc.string cimport memcpy, memset
 
+from detour.core.atomic cimport load_acquire_flag, store_release_flag
 from detour.core.conn cimport *
 from detour.core.debug cimport likely, unlikely
 from detour.core.endian cimport get_be16, get_be32, put_be16, put_be32
@@ -370,7 +371,7 @@ cdef void on_closed(Conn* conn, int reason) noexcept nogil:
 
 
 cdef void detached(Initiator* initiator) noexcept nogil:
-    initiator.attached = False
+    store_release_flag(&initiator.attached, False)      # Python looks at it while the loop runs
     conn_free(&initiator.conn)
     loop_timer_stop(initiator.store.loop, &initiator.timer)
     loop_timer_stop(initiator.store.loop, &initiator.retry_timer)
@@ -394,7 +395,7 @@ cdef int attach(Initiator* initiator, int fd, const ConnParams* params) noexcept
         return status
     # What is queued is bounded by tasks_pump, and two sides that both stop reading would hang.
     initiator.conn.tx_pause_bytes = 0
-    initiator.attached = True
+    store_release_flag(&initiator.attached, True)
     initiator.failed = False
     initiator.leaving = False
     initiator.logout_wanted = False
@@ -630,7 +631,7 @@ cdef class InitiatorStore(StoreHandle):
 
     @property
     def attached(self) -> bool:
-        return self.initiator.attached
+        return load_acquire_flag(&self.initiator.attached)
 
     @property
     def session(self) -> dict:
