@@ -39,6 +39,7 @@ from detour.errors import ClosedError, DetourError
 from detour.iscsi import initiator
 from tests.fault.kill_site import CrashSite, TgtSite, keep
 from tests.support.ledger import BLOCK_BYTES
+from tests.support.patience import SLOWER
 from tests.support.power_host import Habits, LedgerHost
 from tests.support.power_ledger import CutLedger
 from tests.support.site import STORE, VOLUME, eventually
@@ -53,8 +54,8 @@ KILLS_PER_SCENE = 20
 COPY_RATES = ("24MiB/s", "6MiB/s")  # with the slow one the journal gets full
 PLACES = 1536                       # blocks that the host writes to: 6 MiB
 DETOUR_SECONDS = 75.0
-SERVED_SECONDS = 30.0
-STALL_SECONDS = 30.0
+SERVED_SECONDS = 30.0 * SLOWER
+STALL_SECONDS = 30.0 * SLOWER
 DRAIN_S = 0.03                      # what the dead gateway had answered has been taken by then
 
 

@@ -15,6 +15,7 @@ from detour.children import Child
 from detour.iscsi.initiator import login_options
 from detour.iscsi.session import login
 from detour.urls import parse_iscsi_url
+from tests.support.patience import SLOWER
 from tests.support.ports import free_port
 from tests.support.scenes import play_whole, played
 from tests.support.site import HOST, IQN, eventually
@@ -211,7 +212,8 @@ def test_a_host_that_logs_out_in_mid_detour_and_a_second_backup(tmp_path):
         target = await scene.site.main_target()
         assert target["redirect"] is None and HOST not in target["initiators"]
         await scene.check_images(True)
-    played(tmp_path, play, volume=SLOW_COPY)
+    slow = f'copy = {{ rate = "{8 // SLOWER}MiB/s" }}'      # the second command starts within the first one's copy
+    played(tmp_path, play, volume=slow)
 
 
 def bhs(opcode, flags=0x80, *, ahs=0, data=0):

@@ -54,11 +54,13 @@ def test_ctrl_c_ends_it_in_order_and_it_can_be_repeated(tmp_path):
     gateway = DeadGateway(tmp_path, seed=4)
     gateway.writes(150)
     journal, image = gateway.die()
+    before = image.read_bytes()
     port = free_port()
     with detour_ready("target", f"{image}", "--listen", f"127.0.0.1:{port}", "--iqn", IQN, "--delay-ms", "200")[0]:
         url = f"iscsi://127.0.0.1:{port}/{IQN}/0"
         with detour("replay", str(journal), "--to", url, "--force") as program:
-            time.sleep(1.0)
+            while program.running and image.read_bytes() == before:
+                time.sleep(0.05)
             if program.running:
                 assert program.stop(30) in (0, 130), program.said()
         assert not any("Traceback" in line for line in program.errors), program.said()

@@ -31,8 +31,6 @@ EXCLUDED: dict[str, dict[str, str]] = {
             "drops a store with a write under way, whose request stays in memory",
         "tests/unit/test_copier.py::test_one_that_is_dropped_is_not_freed_below_its_stores":
             "drops a copy under way, which stays in memory",
-        "tests/unit/test_initiator_harm.py::test_a_dropped_store_frees_its_descriptor":
-            "drops a store with a read under way, whose request stays in memory",
         "tests/unit/test_runtime.py::test_leaving_the_interpreter_is_silent":
             "ends processes with requests under way, which stay in memory",
     },

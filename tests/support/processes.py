@@ -11,7 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-STOP_SECONDS = 15.0
+from tests.support.patience import SLOWER
+
+STOP_SECONDS = 15.0 * SLOWER
+READY_SECONDS = 30.0 * SLOWER
 
 
 class Program:
@@ -53,7 +56,7 @@ class Program:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def wait_line(self, start: str, seconds: float = 30.0) -> str:
+    def wait_line(self, start: str, seconds: float = READY_SECONDS) -> str:
         """The first line on standard output that begins with `start`. AssertionError with all output otherwise."""
         self.wait_for(lambda lines: any(line.startswith(start) for line in lines), seconds, f"line {start!r}")
         return next(line for line in self.output if line.startswith(start))
@@ -121,7 +124,7 @@ def detour(*words: str | os.PathLike[str], env: Mapping[str, str] | None = None,
     return Program([sys.executable, "-m", "detour", *words], env=env, cwd=cwd)
 
 
-def detour_ready(*words: str | os.PathLike[str], seconds: float = 30.0, env: Mapping[str, str] | None = None,
+def detour_ready(*words: str | os.PathLike[str], seconds: float = READY_SECONDS, env: Mapping[str, str] | None = None,
                  cwd: Path | None = None) -> tuple[Program, str]:
     """`detour serve` or `detour target`, accepting logins: the program and its line `ready ...`."""
     program = detour(*words, env=env, cwd=cwd)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.api_gate import ApiGate
+from tests.support.patience import SLOWER
 from tests.support.site import Site, check_load, eventually, same_files
 
 SIZE = 16 << 20
-LIMIT_SECONDS = 90.0
+LIMIT_SECONDS = 90.0 * SLOWER
 LOAD = {"rate": 600.0, "depth": 8, "read_share": 0.4, "flush_every": 50, "fua_share": 0.05, "io_bytes_max": 16384}
 OUTCOMES = ("done", "abandoned")
 

@@ -11,6 +11,7 @@ from detour.iscsi.login_target import Redirect
 from detour.iscsi.negotiation import Wishes
 from detour.iscsi.session import REDIRECT_HOPS_MAX, LoginOptions, discover, login, new_isid
 from tests.support.logins import INITIATOR, TARGET, target_login
+from tests.support.patience import SLOWER
 
 
 class Peer:
@@ -56,7 +57,7 @@ def target(verdict=None):
 
 
 def options(**more):
-    return LoginOptions(INITIATOR, **{"login_seconds": 5.0, "connect_seconds": 5.0, **more})
+    return LoginOptions(INITIATOR, **{"login_seconds": 5.0 * SLOWER, "connect_seconds": 5.0 * SLOWER, **more})
 
 
 def run(work):
