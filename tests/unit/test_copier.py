@@ -3,7 +3,7 @@ import gc
 
 import pytest
 
-from detour.core._testing_volume import lose
+from detour.core._testing_volume import command_answered, lose, pace
 from detour.core.copier import CopierHandle
 from detour.core.crc32c import crc32c
 from detour.core.fault_store import FaultStoreHandle
@@ -157,6 +157,87 @@ def test_the_rate_is_a_bound():
         copy.reactor.set_clock(now + int(seconds * 1e9))
     assert copy.end[0] == 0
     assert 2.9 <= seconds <= 6                                  # 4 MiB at 1 MiB/s, less the first burst
+
+
+# --- the pace
+
+MS = 10**6
+TURN, TURN_HOSTS, TURN_IDLE = MS // 2, MS // 10, 4 * MS
+QUIET = 100 * MS                                                # of all hosts of the loop
+
+
+class Paced:
+    """A copier with a window of 8 reads of 4 chunks, and a clock that stands still until it is moved."""
+
+    def __init__(self):
+        self.copy = Copy(64 * CHUNK, window=8)
+        self.now = 10**12
+        self.after(0)
+
+    def after(self, ns):
+        self.now += ns
+        self.copy.reactor.set_clock(self.now)
+
+    def pace(self, taken_ns, hosts=False, times=1):
+        for _ in range(times):
+            found = pace(self.copy.copier, taken_ns, hosts)
+        return found
+
+    def answered(self):
+        command_answered(self.copy.reactor)
+
+    def alone(self):
+        """Nobody has been there for long, and everything may be in flight."""
+        self.pace(0)
+        self.after(QUIET)
+        assert self.pace(0, times=32) == (TURN_IDLE, 32)
+
+
+def test_pace_halves_after_a_long_turn_and_grows_by_a_chunk_after_a_short_one():
+    paced = Paced()
+    assert paced.pace(2 * TURN) == (TURN, 32)                   # not short, and not too long
+    found = [paced.pace(2 * TURN + 1)[1] for _ in range(7)]
+    assert found == [16, 8, 4, 2, 1, 1, 1]
+    assert [paced.pace(TURN - 1)[1] for _ in range(3)] == [2, 3, 4]
+    assert paced.pace(TURN, times=5)[1] == 4
+    assert paced.pace(0, times=99)[1] == 32                     # not above the window
+
+
+def test_pace_gives_way_to_hosts_of_the_volume():
+    paced = Paced()
+    assert paced.pace(TURN_HOSTS, hosts=True) == (TURN_HOSTS, 32)
+    assert paced.pace(2 * TURN_HOSTS + 1, hosts=True) == (TURN_HOSTS, 16)
+    assert paced.pace(2 * TURN_HOSTS + 1) == (TURN, 17)         # the same turn, without them
+
+
+def test_pace_lets_turns_be_long_while_no_host_of_the_loop_is_there():
+    paced = Paced()
+    assert paced.pace(0) == (TURN, 32)
+    paced.after(QUIET - 1)
+    assert paced.pace(0) == (TURN, 32)
+    paced.after(1)
+    assert paced.pace(2 * TURN_IDLE) == (TURN_IDLE, 32)
+    assert paced.pace(2 * TURN_IDLE + 1) == (TURN_IDLE, 16)
+
+
+def test_pace_gives_way_at_once_to_a_host_of_another_volume():
+    paced = Paced()
+    paced.alone()
+    paced.answered()
+    assert paced.pace(TURN) == (TURN, 4)                        # as at the begin: one read
+    assert paced.pace(0) == (TURN, 5)                           # once, not again and again
+    paced.after(QUIET - 1)
+    paced.answered()
+    assert paced.pace(TURN)[0] == TURN
+    paced.after(QUIET)
+    assert paced.pace(TURN)[0] == TURN_IDLE
+
+
+def test_pace_gives_way_at_once_to_a_host_that_asks_before_it_is_answered():
+    paced = Paced()
+    paced.alone()
+    assert paced.pace(TURN_HOSTS, hosts=True) == (TURN_HOSTS, 4)
+    assert paced.pace(TURN_HOSTS, hosts=True) == (TURN_HOSTS, 4)
 
 
 def test_too_small_a_sink_is_refused():

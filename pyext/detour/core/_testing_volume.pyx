@@ -3,11 +3,13 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from detour.core.copier cimport CopierHandle, copier_pace
 from detour.core.device cimport (Device, DeviceHandle, NEXUS_LOGIN, NEXUS_LOGOUT, Nexus, REQUEST_COMMAND,
                                  REQUEST_FLUSH, REQUEST_FUA, REQUEST_PLACED, REQUEST_READ, REQUEST_UNMAP,
                                  REQUEST_WRITE, Request)
 from detour.core.fault_store cimport FaultStoreHandle
 from detour.core.journal cimport JournalHandle
+from detour.core.reactor cimport Reactor
 from detour.core.scsi cimport ScsiCommand, scsi_decode
 from detour.core.store cimport Io, STORE_COMMAND, STORE_IS_SCSI, StoreHandle
 from detour.core.types cimport *
@@ -286,6 +288,18 @@ def set_size(StoreHandle handle not None, uint64_t size_bytes) -> None:
 def lose(StoreHandle handle not None):
     """Counts a loss of the way to the medium, as an initiator does when its connection ends."""
     handle.store.losses += 1
+
+
+def command_answered(Reactor reactor not None) -> None:
+    """Counts a command of some host of this loop."""
+    reactor.loop.commands += 1
+
+
+def pace(CopierHandle handle not None, ns_t taken_ns, bint hosts=False) -> tuple:
+    """As after a turn that has taken so long, with hosts of the volume or without: what it should take in nanoseconds, and
+    how many chunks may be in flight."""
+    cdef ns_t wanted_ns = copier_pace(handle.copier, hosts, taken_ns)
+    return wanted_ns, handle.copier.allowed_chunks
 
 
 def set_segment(VolumeHandle handle not None, uint64_t length_bytes) -> None:

@@ -50,6 +50,9 @@ cdef struct Copier:
     const uint64_t* asked[2]    # counts of what hosts asked of the source's volume; NULL: nobody is before it
     uint64_t asked_seen
     ns_t asked_ns               # when that was last another number
+    bint alone                  # nobody was there: not of this volume, and of no other of the loop
+    uint64_t commands_seen      # of the loop
+    ns_t commands_ns            # when that was last another number
     uint64_t queue_head         # numbers that only grow
     uint64_t queue_tail
     uint64_t cursor             # next chunk of the sweep
@@ -93,6 +96,9 @@ cdef inline uint64_t copier_wanting(const Copier* copier) noexcept nogil:
     return copier.queue_head - copier.queue_tail
 cdef void copier_persisted(Copier* copier, int status) noexcept nogil
 cdef void copier_pause(Copier* copier, bint paused) noexcept nogil
+# How much may be in flight from now on, after a turn of the loop that has taken so long; answers what it should take.
+cdef ns_t copier_pace(Copier* copier, bint hosts, ns_t taken_ns) noexcept nogil
+cdef bint copier_hosts_ask(Copier* copier) noexcept nogil      # hosts of the volume asked for something a moment ago
 
 # CopierHandle(reactor, copier_id, source: StoreHandle, sink: StoreHandle, size_bytes, window=8, rate_bytes_s=0)
 #   start() -> ticket; EVENT_COPY_DONE follows · stop() -> ticket · progress() -> dict (read without asking the loop)

@@ -6,7 +6,9 @@
 # lost: what was only written is copied again when it was. The sweep goes upwards; wanted chunks go before it. Nothing is
 # held back by a chunk that is slow: slots are independent.
 # The host first: hosts of this loop wait for as long as a turn of it takes, so what is in flight is halved when a turn
-# takes longer than it should, and grows by a chunk when it does not; while hosts are busy it should take less.
+# takes longer than it should, and grows by a chunk when it does not; while hosts are busy it should take less. With nobody
+# there it may take longer: turns are long then because much arrives at once, and a window of one read would leave main
+# and sink to work in turn.
 # Cost: one CRC pass over the data on the loop thread, no copy; one read and one write Io for up to 1 MiB; a flush of the
 # sink each SETTLE_BYTES, beside the other Ios, and back to back while somebody waits for chunks to be held.
 from libc.stdlib cimport calloc, free
@@ -31,9 +33,11 @@ cdef enum:
     SLOT_WRITING = 2
     CHUNKS_PER_READ = 4                     # PART_BYTES_MAX / CHUNK_BYTES
     TURN_NS = 500000                        # what a turn of the loop may take, with nobody before the volume
+    TURN_NS_IDLE = 4000000                  # with nobody before any volume of the loop
     TURN_NS_HOSTS = 100000                  # while hosts ask for something
     BUSY_GAP_NS = 1500000                   # 175 MB/s
     HOSTS_QUIET_NS = 20000000               # so long after the last command they do not
+    LOOP_QUIET_NS = 100000000               # so long after it nobody is there
     SETTLE_BYTES = 268435456
     DEBT_SECONDS = 2
 
@@ -213,7 +217,7 @@ cdef bint take_tokens(Copier* copier, uint64_t length_bytes, bint wanted) noexce
     return False
 
 
-cdef bint hosts_ask(Copier* copier) noexcept nogil:
+cdef bint copier_hosts_ask(Copier* copier) noexcept nogil:
     """Whether hosts of the volume asked for something a moment ago."""
     cdef uint64_t asked
     if copier.asked[0] == NULL:
@@ -225,16 +229,28 @@ cdef bint hosts_ask(Copier* copier) noexcept nogil:
     return copier.asked_ns != 0 and copier.loop.now_ns - copier.asked_ns < HOSTS_QUIET_NS
 
 
-cdef void pace(Copier* copier, bint hosts) noexcept nogil:
-    """How much may be in flight, by how long this turn has taken so far: within twice of what it should."""
-    cdef ns_t taken_ns, wanted_ns = TURN_NS_HOSTS if hosts else TURN_NS
-    if copier.loop.clock_virtual:
-        return
-    taken_ns = clock_monotonic_ns() - copier.loop.now_ns
+cdef inline bint loop_idle(Copier* copier) noexcept nogil:
+    """Whether no host of any volume or disk of the loop has been answered for a good while. Not known at the begin."""
+    if copier.loop.commands != copier.commands_seen or copier.commands_ns == 0:
+        copier.commands_seen = copier.loop.commands
+        copier.commands_ns = copier.loop.now_ns
+    return copier.loop.now_ns - copier.commands_ns >= LOOP_QUIET_NS
+
+
+cdef ns_t copier_pace(Copier* copier, bint hosts, ns_t taken_ns) noexcept nogil:
+    """Within twice of what a turn should take. Answers that: with nobody to wait for it, a turn may be long."""
+    cdef ns_t wanted_ns = TURN_NS_HOSTS if hosts else TURN_NS
+    cdef bint alone = loop_idle(copier) and not hosts
+    if alone:
+        wanted_ns = TURN_NS_IDLE
+    elif copier.alone:                      # somebody came: not the whole window in a turn, as at the begin
+        copier.allowed_chunks = min(copier.allowed_chunks, <uint32_t>CHUNKS_PER_READ)
+    copier.alone = alone
     if taken_ns > 2 * wanted_ns:
         copier.allowed_chunks = max(copier.allowed_chunks // 2, <uint32_t>1)
     elif taken_ns < wanted_ns:
         copier.allowed_chunks = min(copier.allowed_chunks + 1, copier.window * CHUNKS_PER_READ)
+    return wanted_ns
 
 
 cdef bint may_begin(Copier* copier, bint hosts, uint64_t first, uint64_t* chunks) noexcept nogil:
@@ -267,8 +283,9 @@ cdef void copier_step(Copier* copier) noexcept nogil:
         return
     if copier.written_bytes >= SETTLE_BYTES or copier.urgent:
         settle(copier)
-    hosts = hosts_ask(copier)
-    pace(copier, hosts)
+    hosts = copier_hosts_ask(copier)
+    if not copier.loop.clock_virtual:
+        copier_pace(copier, hosts, clock_monotonic_ns() - copier.loop.now_ns)
     while in_slots(copier) < COPY_WINDOW_MAX and not copier.paused:
         first = next_span(copier, &chunks)
         if first == copier.chunks_count:
