@@ -549,6 +549,68 @@ def test_resume_answers_a_drain_that_was_given_up():
     world.close()
 
 
+def sent_home(world, host, **more):
+    """The ticket, and the ping behind the Async Message."""
+    ticket = world.target.send_home(**more)
+    message, ping = host.pdu(), host.pdu()
+    assert (message.opcode, message.bhs[36], message.itt) == (ASYNC, 3, NONE)
+    assert (ping.opcode, ping.itt) == (NOP_IN, NONE) and ping.word(20) != NONE
+    return ticket, ping.word(20)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_who_answers_the_ping_behind_the_message_is_closed_at_once(held):
+    world = World()
+    world.reactor.set_clock(10**9)
+    host, silent = Host(world), Host(world, isid=b"\0\2\x3d\0\0\2")
+    if held:
+        assert world.ask(world.target.hold()) == 0 and host.pdu().opcode == silent.pdu().opcode == NOP_IN
+        assert world.ask(world.target.drain()) == 0
+    ticket, ttt = sent_home(world, host)
+    assert silent.pdu().opcode == ASYNC
+    host.request(NOP_OUT, itt=NONE, immediate=True, w20=ttt, data=b"echo")
+    assert host.nothing_comes()
+    world.reactor.set_clock(10**9 + 1000)
+    assert host.closes() and not world.done(ticket)
+    assert silent.pdu().opcode == NOP_IN and silent.nothing_comes()
+    world.reactor.set_clock(10**9 + 50 * 10**6)
+    assert silent.closes()
+    status, results, _ = world.answer(ticket)
+    assert (status, results[0]) == (0, 2) and world.quiet()
+    world.close()
+
+
+def test_other_answers_are_no_sign_that_a_host_has_the_message():
+    world = World(target={"nop_interval_ms": 1000, "nop_timeout_ms": 3000})
+    world.reactor.set_clock(10**9)
+    host = Host(world)
+    world.reactor.set_clock(2 * 10**9)
+    earlier = host.pdu().word(20)               # a ping of the watch, whose answer is late
+    ticket, ttt = sent_home(world, host, close_after_ms=40)
+    assert ttt != earlier
+    for other in (earlier, (ttt + 1) & 0xFFFFFFFF):
+        host.request(NOP_OUT, itt=NONE, immediate=True, w20=other)
+    assert host.ping(b"its own") == b"its own"
+    world.reactor.set_clock(2 * 10**9 + 39 * 10**6)
+    assert host.nothing_comes() and not world.done(ticket)
+    world.reactor.set_clock(2 * 10**9 + 40 * 10**6)
+    assert host.closes() and world.ask(ticket) == 0
+    world.close()
+
+
+def test_an_answer_to_nothing_does_not_close():
+    world = World()
+    world.reactor.set_clock(10**9)
+    host = Host(world)
+    for ttt in (0, 1):                          # 0 is what a session has that was not sent home
+        host.request(NOP_OUT, itt=NONE, immediate=True, w20=ttt)
+    assert host.nothing_comes()
+    world.reactor.set_clock(10**9 + 1000)
+    assert host.ping() == b""
+    host.close()
+    world.close()
+
+
 def test_send_home_with_no_sessions(world):
     status, results, _ = world.answer(world.target.send_home())
     assert (status, results[0]) == (0, 0)

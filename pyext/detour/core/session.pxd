@@ -12,6 +12,8 @@ cdef struct SessionArgs:        # what login hands over
 cdef int session_open(Target* target, int fd, const SessionArgs* args, uint64_t* session_id) noexcept nogil
 cdef Session* session_find(Target* target, uint64_t session_id) noexcept nogil
 cdef void session_tell_window(Session* session) noexcept nogil          # NOP-In that carries the command window
+# Async Message event 3, and the close when the host has it, or after `limit_ns`.
+cdef void session_send_home(Session* session, uint16_t time2wait_s, uint16_t time2retain_s, ns_t limit_ns) noexcept nogil
 cdef void session_resume(Session* session) noexcept nogil               # begins what a drain held back
 # Frees an ended session that no device has anything of any more; False: some device has.
 cdef bint session_finish(Session* session) noexcept nogil

@@ -15,7 +15,7 @@ from detour.core.iscsi cimport *
 from detour.core.pdu cimport sn_le, sn_lt
 from detour.core.pool cimport pool_get, pool_put, slab_free, slab_init
 from detour.core.reactor cimport (EVENT_SESSION_CLOSED, command_done, event_new, event_post, loop_defer,
-                                  loop_timer_coarse, loop_timer_stop, loop_undefer)
+                                  loop_timer, loop_timer_coarse, loop_timer_stop, loop_undefer)
 from detour.core.session_text cimport *
 from detour.core.task_management cimport management_begin
 from detour.core.task_order cimport order_begin
@@ -425,8 +425,10 @@ cdef void nop_out(Session* session, const uint8_t* bhs, uint8_t* buffer, uint32_
     cdef uint32_t itt = get_be32(bhs + 16)
     cdef uint32_t data_bytes = buffer_bytes - ECHO_HEAD_BYTES if buffer != NULL else 0
     cdef TxPdu* pdu = NULL
-    if itt != TAG_NONE:                 # else it answers a ping of ours: that it came is all that counts
+    if itt != TAG_NONE:                 # else it answers a ping of ours
         pdu = session_tx(session, OP_NOP_IN, FLAG_FINAL, itt)
+    elif session.homing and get_be32(bhs + 20) == session.home_ttt:
+        loop_timer(session.target.loop, &session.home_timer, 0)     # in another turn: this PDU is still in work
     if pdu == NULL:
         give_back(session, buffer, buffer_bytes)
         return
@@ -449,6 +451,11 @@ cdef void nop_in(Session* session, uint32_t ttt) noexcept nogil:
     put_be32(pdu.header + 20, ttt)
     session_put_sn(session, pdu.header, False)
     conn_tx_queue(&session.conn, pdu, 0)
+
+
+cdef void ping(Session* session) noexcept nogil:
+    nop_in(session, session.next_ttt)
+    session.next_ttt = 0 if session.next_ttt == TAG_NONE - 1 else session.next_ttt + 1
 
 
 cdef void session_tell_window(Session* session) noexcept nogil:
@@ -507,10 +514,24 @@ cdef void on_watch_timer(void* owner) noexcept nogil:
         conn_close(&session.conn, E_TIMEOUT)
         return
     if silence_ns >= interval_ns:
-        nop_in(session, session.next_ttt)
-        session.next_ttt = 0 if session.next_ttt == TAG_NONE - 1 else session.next_ttt + 1
+        ping(session)
         silence_ns = 0
     watch_later(session, interval_ns - silence_ns)
+
+
+# ---- the way home ----------------------------------------------------------------------------------------------------
+
+cdef void session_send_home(Session* session, uint16_t time2wait_s, uint16_t time2retain_s,
+                            ns_t limit_ns) noexcept nogil:
+    # A host that meets the close before it has worked off the Async Message waits its own Time2Wait, 2 s. It works off
+    # PDUs in their order: its answer to the ping behind the message says that it has that.
+    session.homing = True
+    if not session.conn.open:
+        return
+    session_async(session, ASYNC_DROP_SESSION, 0, time2wait_s, time2retain_s)
+    session.home_ttt = session.next_ttt
+    ping(session)
+    loop_timer(session.target.loop, &session.home_timer, limit_ns)
 
 
 cdef void on_home_timer(void* owner) noexcept nogil:

@@ -16,8 +16,8 @@ from detour.core.types cimport *
 #   hold(True|False) -> ticket        closes / opens the command windows (NOP-Out is answered all the time)
 #   drain() -> ticket                 done when every command that was begun has been answered; new ones are not begun
 #   resume() -> ticket                ends hold and drain: commands that waited are begun
-#   send_home(time2wait_s=0, time2retain_s=0, close_after_ms=50) -> ticket   Async Message event 3, then close; done when
-#       all sessions are closed; result: how many
+#   send_home(time2wait_s=0, time2retain_s=0, close_after_ms=50) -> ticket   Async Message event 3, then close, when the
+#       host answers a ping behind it, or after that time; done when all sessions are closed; result: how many
 #   drop(session_id, reason) -> ticket     closes one session at once; done when its tasks have ended at the device
 #   async_message(session_id, event, p1, p2, p3) -> ticket
 #   text_response(session_id, itt, data: bytes, send_data_bytes_max=0) -> ticket       answer to EVENT_TEXT_REQUEST

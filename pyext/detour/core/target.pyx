@@ -19,8 +19,7 @@ from libc.string cimport memcpy, memset
 from detour.core.atomic cimport load_acquire_flag, store_release_flag
 from detour.core.conn cimport ConnParams, conn_close
 from detour.core.device cimport NEXUS_LOGIN, NEXUS_LOGOUT, Device
-from detour.core.iscsi cimport ASYNC_DROP_SESSION
-from detour.core.reactor cimport Command, command_done, loop_defer, loop_timer, loop_undefer
+from detour.core.reactor cimport Command, command_done, loop_defer, loop_undefer
 from detour.core.session cimport *
 from detour.core.session_text cimport text_answer, text_reject
 from detour.core.stats cimport stats_view
@@ -259,16 +258,14 @@ cdef bint any_homing(Target* target) noexcept nogil:
 
 
 cdef void do_send_home(Command* command) noexcept nogil:
-    # args: Time2Wait, Time2Retain in seconds, milliseconds from the Async Message to the close.
+    # args: Time2Wait, Time2Retain in seconds, milliseconds from the Async Message to the close at the latest.
     cdef Target* target = <Target*>command.owner
     cdef Session* session = target.sessions
     while session != NULL:
         if not session.homing:
-            session.homing = True
             command.results[0] += 1
-            if session.conn.open:
-                session_async(session, ASYNC_DROP_SESSION, 0, <uint16_t>command.args[0], <uint16_t>command.args[1])
-                loop_timer(target.loop, &session.home_timer, <ns_t>command.args[2] * 1000000)
+            session_send_home(session, <uint16_t>command.args[0], <uint16_t>command.args[1],
+                              <ns_t>command.args[2] * 1000000)
         session = session.next
     chain(&target.home_commands, command)
     want_sweep(target)
@@ -488,7 +485,8 @@ cdef class TargetHandle:
         return self.ask(do_resume, 0, 0, 0)
 
     def send_home(self, uint16_t time2wait_s=0, uint16_t time2retain_s=0, uint32_t close_after_ms=50) -> int:
-        """Async Message event 3 to every host, then close. Done when all are closed; result 0: how many."""
+        """Async Message event 3 to every host, then close: of each as soon as it has answered a ping behind that, and
+        after `close_after_ms` in any case. Done when all are closed; result 0: how many."""
         return self.ask(do_send_home, time2wait_s, time2retain_s, close_after_ms)
 
     def drop(self, uint64_t session_id, int reason=-7) -> int:

@@ -199,6 +199,7 @@ cdef struct Session:
     bint ended                  # the connection is closed
     int end_reason
     bint homing                 # told to go home
+    uint32_t home_ttt           # of the ping behind that
     Timer watch_timer
     Timer home_timer
     Command* drop_commands      # chained by args[7]
