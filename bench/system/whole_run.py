@@ -189,7 +189,9 @@ async def one_cutover(door: Gateway, host: Any) -> tuple[Sample, bool]:
         found = await load
     finally:
         load.cancel()
-    return found | {"pause_ms": document["cutover"]["actual_ms"]}, whole
+    cutover = document["cutover"]
+    parts = {f"part_{name}_ms": value for name, value in cutover["parts_ms"].items()}
+    return found | parts | {"pause_ms": cutover["actual_ms"]}, whole
 
 
 async def cut_over(bench: Bench) -> Outcome:
@@ -220,6 +222,9 @@ async def cut_over(bench: Bench) -> Outcome:
     outcome.check("cutover", "longest stall, median", case, statistics.median(stalls), unit="ms")
     outcome.check("cutover", "pause as the gateway counts it, median", case, row.value("way home", "pause_ms"),
                   unit="ms")
+    names = sorted({name for one in taken for name in one if name.startswith("part_")})
+    parts = [f"{name.removeprefix('part_').removesuffix('_ms')} {row.value('way home', name):.1f}" for name in names]
+    outcome.notes.append(f"The pause in parts, medians in ms: {', '.join(parts)}.")
     outcome.plots.append(Plot("lines", "Longest stall of the host at cutover", "share of detours, %", "ms", series={
         "libiscsi": [(100 * (i + 1) / len(stalls), stall) for i, stall in enumerate(stalls)]}))
     return outcome

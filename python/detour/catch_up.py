@@ -15,6 +15,9 @@ from detour.run_parts import RunParts
 
 log = structlog.get_logger(__name__)
 
+SHORT_S = 0.001                 # a last round that main takes no longer for is short enough
+SHORTEN_ROUNDS = 4
+
 Quietly = Callable[[str, Awaitable[Any]], Awaitable[None]]     # does a step that nothing depends on
 
 
@@ -70,6 +73,22 @@ class CatchUp:
         begun = time.monotonic()
         await self._live.sync_journal(self._settings.hold_limit_s)
         self._pause.now("release", time.monotonic() - begun)
+
+    async def shorten_hold(self) -> None:
+        """What hosts wrote while the hold was prepared would be written to main while they wait: the less, the shorter
+        they do. Rounds while each at least halves it."""
+        left = _left(self._live.stats())
+        for _ in range(SHORTEN_ROUNDS):
+            if cutover.data_s(self._pause.history, left) <= SHORT_S:
+                return
+            before, begun = self._live.stats(), time.monotonic()
+            done, writes, seconds = await self._live.round()
+            stats = self._figures.sample()
+            host_bytes_s = (stats["write_bytes"] - before["write_bytes"]) / max(time.monotonic() - begun, 1e-3)
+            self._learn(Round(done, seconds, stats["unreflected_bytes"], writes, left.extents, host_bytes_s))
+            left, was = _left(stats), left
+            if 2 * left.bytes > was.bytes:
+                return
 
     def still_fits(self) -> bool:
         """Asked just before the hold, whose pause is predicted here: hosts went on writing since the round."""

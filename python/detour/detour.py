@@ -461,6 +461,7 @@ class DetourRun:
                 home = None
             else:
                 await self._quietly("a sync of the journal", self._rounds.prepare_hold())
+                await self._quietly("a round before the hold", self._rounds.shorten_hold())
                 self._way_home.expect()
                 if not self._rounds.still_fits():
                     return False
@@ -503,7 +504,6 @@ class DetourRun:
             with pause.measure("redirect"):
                 await self._clear_redirect()
             await self._way_home.finish()
-            self.parts.marker.forget()
         return await self._while_held(steps, limit_s)
 
     async def _clear_and_hold(self) -> None:
@@ -521,7 +521,6 @@ class DetourRun:
         waits = Backoff(self.settings)
         while not await self._while_held(leave, self.settings.hold_limit_s):
             await asyncio.sleep(waits.next())
-        self.parts.marker.forget()
 
     async def _hold_and_drain(self) -> None:
         """Answers that wait for a throttle's sake go out as soon as no new command can follow them."""
@@ -533,6 +532,7 @@ class DetourRun:
     async def _while_held(self, steps: Callable[[], Awaitable[None]], limit_s: float) -> bool:
         """Does what hosts are held for. False: it failed or took too long, and hosts are served again."""
         self._held_since = time.monotonic()
+        self.parts.pause.newest_ms.clear()
         try:
             async with asyncio.timeout(limit_s):
                 await steps()
@@ -580,6 +580,7 @@ class DetourRun:
             self._warn("some sessions did not end in time")
         if self._held_since is not None:
             self.figures.actual_ms = (time.monotonic() - self._held_since) * 1e3
+            self.figures.parts_ms = dict(self.parts.pause.newest_ms)
             log.info("hosts were held", volume=live.name, detour=self.id, predicted_ms=self.figures.predicted_ms,
                      actual_ms=self.figures.actual_ms, measured_ms=self.parts.pause.newest_ms,
                      expected_ms=self._rounds.expected_ms)
@@ -587,6 +588,13 @@ class DetourRun:
         await self._quietly("opening the command windows", live.resume_hosts())
         for volume in self._way_in.volumes:
             volume.forget_reservations()
+        await self._forget()
+
+    async def _forget(self) -> None:
+        """What a next start would find of this run goes, when nobody waits for the disk under it: until then it would
+        clear the redirect and the rules once more. The marker is the last: it leads to the others."""
+        await self._quietly("forgetting what was kept of main", self.parts.driver.forget())
+        await asyncio.to_thread(self.parts.marker.forget)
 
     # -- beside the run ----------------------------------------------------------------------------------------------
 

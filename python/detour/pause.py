@@ -4,8 +4,10 @@
     flush           main's cache, after the last round
     release         the journal's superblock, stable
     registrations   those that hosts have changed, on main
-    redirect        modes and access rules brought back, redirect cleared and verified, marker forgotten
+    redirect        modes and access rules brought back, redirect cleared and verified
     leave           Async Message to every session, until all of them have ended
+
+`newest_ms` has besides "data": the rounds while hosts were held.
 
 A term that no pause of this process has met is taken from a step that is like it: `like` (the redirect from setting and
 verifying it, the release from the begin of catch-up). Of what was measured the median of the newest counts, so that one
@@ -34,7 +36,7 @@ class Pause:
         self.history = History()
         self._seconds = dict(BEFORE_S)
         self._met: dict[str, deque[float]] = {}
-        self.newest_ms: dict[str, float] = {}           # as met last
+        self.newest_ms: dict[str, float] = {}           # as met in the newest hold
 
     @property
     def overhead_s(self) -> float:

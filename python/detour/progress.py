@@ -81,6 +81,7 @@ class Figures:
     catch_up_speed: float = 0.0
     predicted_ms: float | None = None
     actual_ms: float | None = None
+    parts_ms: dict[str, float] = field(default_factory=dict)    # of the pause, as met (pause.py)
     tries: int = 0                      # holds, those that were given up among them
     throttle_bytes_s: float = 0.0       # on the host's writes now; 0: none
     throttle_least_bytes_s: float = 0.0     # the tightest so far
@@ -144,7 +145,8 @@ class Figures:
                 "bytes_per_second": round(self.catch_up_speed)}
 
     def _cutover(self) -> dict[str, Any]:
-        return {"predicted_ms": _rounded(self.predicted_ms), "actual_ms": _rounded(self.actual_ms), "tries": self.tries,
+        return {"predicted_ms": _rounded(self.predicted_ms), "actual_ms": _rounded(self.actual_ms),
+                "parts_ms": dict(self.parts_ms), "tries": self.tries,
                 "throttle_bytes_per_second": round(self.throttle_bytes_s),
                 "throttle_least_bytes_per_second": round(self.throttle_least_bytes_s)}
 

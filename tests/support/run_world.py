@@ -262,6 +262,9 @@ class FakeDriver:
         self.live._step("unfence")
         self.fenced = False
 
+    async def forget(self):
+        self.live._step("forget")
+
 
 class FakeSink:
     store = None

@@ -33,7 +33,8 @@ def test_a_plain_run(world):
         "verify_on", "sync_journal", "sync_journal", "hold_hosts", "drain_hosts", "hold", "drain", "round",
         "flush_main", "release", "bring_registrations", "bring_back", "unfence", "clear", "verify_off"]
     assert sorted(log[log.index("turn_home"):]) == sorted([
-        "turn_home", "send_home", "throttle", "resume_hosts", "forget_reservations", "forget_sink", "close_sink"])
+        "turn_home", "send_home", "throttle", "resume_hosts", "forget_reservations", "forget", "forget_sink",
+        "close_sink"])
     phases = [document["phase"] for document in world.documents]
     assert phases[-1] == "home" and len(phases) >= 2
     record = world.catalog.list()[0]
@@ -54,7 +55,7 @@ def test_the_document_has_every_field_of_the_contract(world):
             "cutover", "host", "journal", "result", "reason", "backup_id", "exit_code"} <= last.keys()
     assert last["copy"].keys() == {"bytes_done", "bytes_total", "bytes_per_second", "seconds_left"}
     assert last["catch_up"].keys() == {"rounds", "bytes", "remaining_bytes", "bytes_per_second"}
-    assert last["cutover"].keys() == {"predicted_ms", "actual_ms", "tries", "throttle_bytes_per_second",
+    assert last["cutover"].keys() == {"predicted_ms", "actual_ms", "parts_ms", "tries", "throttle_bytes_per_second",
                                       "throttle_least_bytes_per_second"}
     assert last["host"].keys() == {"sessions", "write_bytes_per_second", "p99_ms", "longest_ms", "errors"}
     assert last["journal"].keys() == {"used_bytes", "size_bytes"}
@@ -682,6 +683,80 @@ def test_the_marker_names_what_a_restart_needs(world):
     assert told == [{"detour": world.run.id, "volume": "db01", "address": "127.0.0.2:3260",
                      "backup": world.run.backup_id, "journal": "/state/db01.journal",
                      "cutover_held": False}]
+
+
+@pytest.mark.parametrize("step", ["hold_hosts", "clear", "send_home", "forget"])
+def test_no_disk_is_waited_for_while_hosts_are_held(world, step):
+    """The marker goes when hosts are home: a gateway that is killed before finds it, and clears main's redirect."""
+    kept, told = [], world.live._step
+
+    def look(name):
+        if name == step:
+            kept.append(world.marker.kept)
+        told(name)
+    world.live._step = look
+    assert world.go() is Result.DONE
+    assert kept == [True] and not world.marker.kept
+    world.in_order("send_home", "forget")
+
+
+def test_what_a_driver_cannot_forget_keeps_nobody_away(world):
+    world.live.fail["forget"] = [StorageError("the disk is gone")]
+    assert world.go() is Result.DONE
+    assert any("the disk is gone" in warning for warning in world.run.warnings) and not world.marker.kept
+
+
+def test_what_was_written_while_the_hold_was_prepared_is_not_left_for_it(world):
+    """Rounds before the hold, while each at least halves what is left; what they cannot do, the hold does."""
+    live, prepare = world.live, world.live.sync_journal
+
+    async def write_meanwhile(limit_s):
+        await prepare(limit_s)
+        live.dirty = 6_400_000
+    live.sync_journal = write_meanwhile
+    assert world.go() is Result.DONE
+    log = live.log
+    held = log.index("hold_hosts")
+    synced = held - 1 - log[:held][::-1].index("sync_journal")
+    assert log[synced + 1:held] and set(log[synced + 1:held]) == {"round"}
+    assert world.documents[-1]["cutover"]["parts_ms"].keys() == {
+        "drain", "data", "flush", "release", "registrations", "redirect", "leave"}
+
+
+def test_rounds_that_do_not_shorten_the_hold_are_not_repeated(world):
+    live, round_, rounds = world.live, world.live.round, []
+
+    async def stubborn():
+        if "sync_journal" in live.log and live.phase == 3:
+            rounds.append(live.dirty)
+            live.log.append("round")
+            return live.dirty, 1, 0.001         # the host writes as fast as main takes it
+        return await round_()
+
+    async def write_meanwhile(limit_s):
+        live.log.append("sync_journal")
+        live.dirty = 6_400_000
+    live.round, live.sync_journal = stubborn, write_meanwhile
+    assert world.go() is Result.DONE
+    assert len(rounds) == 1
+
+
+@pytest.mark.parametrize("failure", [BusyError("still running"), StorageError("main does not answer")])
+def test_a_round_before_the_hold_that_fails_does_not_keep_hosts_away(world, failure):
+    live, round_, failed = world.live, world.live.round, []
+
+    async def one():
+        if "sync_journal" in live.log and live.phase == 3 and not failed:
+            failed.append(True)
+            raise failure
+        return await round_()
+
+    async def write_meanwhile(limit_s):
+        live.log.append("sync_journal")
+        live.dirty = 6_400_000
+    live.round, live.sync_journal = one, write_meanwhile
+    assert world.go() is Result.DONE and failed
+    assert any("a round before the hold" in warning for warning in world.run.warnings)
 
 
 def test_a_release_that_comes_after_it_was_given_up_is_seen(world):

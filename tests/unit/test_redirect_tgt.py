@@ -232,9 +232,17 @@ def test_the_fence_is_restored_exactly_also_by_the_next_process(fake, tmp_path, 
     run(fake.driver(memo).fence())
     assert fake.read()["acl"] == ["127.0.0.2"]
     run(fake.driver(memo).fence())                     # asked for twice: the memo of the first stays
-    run(fake.driver(memo).unfence(), fake.driver(memo).unfence())
+    driver = fake.driver(memo)
+    run(fake.driver(memo).unfence(), driver.unfence())
     assert sorted(fake.read()["acl"]) == sorted(acl)
-    assert not memo.exists()
+    assert memo.exists()                                # no disk is waited for before hosts are home
+    calls = len(fake.read()["calls"])
+    run(driver.unfence())                               # in one process it is done, memo or not
+    assert len(fake.read()["calls"]) == calls
+    run(driver.forget(), driver.forget())
+    assert not list(tmp_path.glob("memo.json*"))
+    run(driver.fence(), driver.unfence(), fake.driver(memo).unfence())     # and the next time all is as the first
+    assert sorted(fake.read()["acl"]) == sorted(acl)
 
 
 def test_a_fence_that_broke_off_in_the_middle_is_restored(fake, tmp_path):
@@ -266,7 +274,7 @@ def test_a_damaged_memo_does_not_block_the_way_home(fake, tmp_path, damaged):
     run(driver.fence())                                 # a fence over what is damaged never locks hosts out for good
     for path in tmp_path.glob("memo.json*"):
         path.write_text(damaged)
-    run(driver.unfence(), driver.unfence())
+    run(driver.unfence(), driver.unfence(), driver.forget())
     assert "ALL" in fake.read()["acl"] and not list(tmp_path.glob("memo.json*"))
     told = driver.told()
     assert len(told) == 2 and all("now admits ALL" in sentence and str(memo) in sentence for sentence in told)

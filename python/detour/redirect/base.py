@@ -182,6 +182,11 @@ class RedirectDriver(ABC):
         who comes through the door passes, or main cannot tell them apart."""
         return None
 
+    async def forget(self) -> None:
+        """Hosts are home: what the driver has kept for a gateway that is killed on the way may go. May be asked for
+        twice. Hosts wait for `unfence` and `clear`, which therefore leave that to this. Default: nothing is kept."""
+        return None
+
     def told(self) -> list[str]:
         """What somebody has to know though it went on; each sentence once."""
         sentences, self._sentences = self._sentences, []
@@ -323,9 +328,13 @@ class Memo:
         write_durably(self._path, json.dumps(content, indent=1).encode())
         self._forgotten = False
 
-    def forget(self) -> None:
+    def ignore(self) -> None:
+        """It counts no more in this process. Its file stays until `forget`, for which a disk is waited."""
         self._memory = None
         self._forgotten = True
+
+    def forget(self) -> None:
+        self.ignore()
         if self._path is None:
             return
         try:

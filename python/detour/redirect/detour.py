@@ -8,6 +8,7 @@ The target numbers its logins, so that a session which came and went between two
 """
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -60,7 +61,10 @@ class DetourDriver(RedirectDriver):
     async def clear(self) -> None:
         await self._api.clear()
         self._known = None
-        self._memo.forget()
+        self._memo.ignore()
+
+    async def forget(self) -> None:
+        await asyncio.to_thread(self._memo.forget)
 
     async def verify(self, address: Address | None) -> None:
         check_place(await self._api.redirect(), address, f"main's target {self.context.target}")

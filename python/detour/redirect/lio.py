@@ -16,6 +16,7 @@ What LIO does (drivers/target, seen on Linux 6.1):
 """
 from __future__ import annotations
 
+import asyncio
 from typing import ClassVar
 
 from pydantic import Field
@@ -113,7 +114,10 @@ class LioDriver(FrontedDriver):
         if memo is None:
             return
         await self._write("attrib/generate_node_acls", str(memo["generate_node_acls"]))
-        self._memo.forget()
+        self._memo.ignore()
+
+    async def forget(self) -> None:
+        await asyncio.to_thread(self._memo.forget)
 
     async def _look_at_group(self) -> tuple[bool, bool, bool]:
         """Whether the portal group is enabled, is open to initiators without an ACL, and has an ACL for the gateway."""

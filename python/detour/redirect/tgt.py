@@ -21,6 +21,7 @@ What tgtd 1.0.85 does, as seen on a running one:
 """
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 from dataclasses import dataclass, field, replace
@@ -154,7 +155,11 @@ class TgtDriver(RedirectDriver):
         if memo["added"] is not None and memo["added"] in state.acl:
             await self._rule("unbind", state.tid, memo["added"])
         for place in self._memos:
-            place.forget()
+            place.ignore()
+
+    async def forget(self) -> None:
+        for place in self._memos:
+            await asyncio.to_thread(place.forget)
 
     def _kept_rules(self, state: TargetState) -> dict[str, Any] | None:
         """The rules as the fence found them; None when nothing is kept. Where what is kept cannot be read, those that
