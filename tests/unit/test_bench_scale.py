@@ -20,6 +20,8 @@ from bench.system.model import (
     used,
 )
 from bench.system.qemu_backup import KINDS, fio_sample
+from bench.system.scale import judge_blocks
+from bench.system.scenario import MET, MISSED, Outcome
 from bench.system.site import Main, Volume, image
 from bench.system.whole_run import share_of
 from detour.config import parse_config
@@ -52,6 +54,14 @@ def test_what_is_scarce_is_used_up_first(machine: Machine, first: str) -> None:
 def test_a_model_without_costs_does_not_divide_by_zero() -> None:
     answer = carries(Costs(), Machine(), Load("idle", 0, 0.5, 0.0, 0.0))
     assert answer.volumes == 0 and answer.first == "" and answer.volume_iops_most == 0.0
+
+
+def test_what_each_further_block_takes_is_told_apart_from_what_is_there_once() -> None:
+    outcome = Outcome()
+    judge_blocks(outcome, [0, 8_000_000, 14_000_000], [0, 400_000, 900_000])
+    assert [row.value("gateway", row.metric) for row in outcome.rows] == pytest.approx(
+        [20.0, 140 / 9, 12.0, 3_200_000 / (1 << 20)])
+    assert [check.verdict for check in outcome.checks] == [MISSED, MET, MET]
 
 
 def test_the_table_has_a_line_for_each_load_and_the_sentence_its_costs() -> None:

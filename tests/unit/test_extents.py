@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from detour.core._testing_index import LEAF_EXTENTS, ExtentsProbe
@@ -204,6 +205,14 @@ def test_nodes_are_used_again(tree: ExtentsProbe) -> None:
     assert tree.bytes_used == ExtentsProbe().bytes_used
     assert tree.walk() == []
     assert tree.check() == 0
+
+
+@pytest.mark.parametrize("count", [20_000, 100_000, 200_000, 260_000])
+def test_an_index_holds_little_more_than_it_uses(tree: ExtentsProbe, count: int) -> None:
+    tree.insert_many(np.random.default_rng(7).permutation(1 << 21)[:count].astype(np.uint64) * np.uint64(8), 8, 0)
+    assert tree.extents_count == count
+    assert tree.bytes_used < tree.nodes_used * 512 + (1 << 19) + 256, "one small step, and the hints"
+    assert tree.bytes_used < 14 * count + (1 << 18)
 
 
 def test_at_the_memory_limit_nothing_changes() -> None:

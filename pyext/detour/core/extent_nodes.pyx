@@ -3,8 +3,9 @@
 # Owns: a piece of address space for each tree, of which as much may be touched as the tree has asked for, and a list of
 #       free nodes. Numbers instead of pointers make nodes small; one piece makes large pages possible.
 # Invariants: nodes_free counts the list and what is untouched; number 0 is no node. bytes_used never passes bytes_max.
-# Cost: memory comes in steps of STEP_BYTES, later of STEP_LARGE_BYTES, which is a page of that size where the system has
-#       one: a search among ten million extents then finds its page without a walk. A step is one system call.
+# Cost: memory comes in steps of STEP_BYTES, from LARGE_FROM_BYTES on of STEP_LARGE_BYTES, which is a page of that size
+#       where the system has one: a search among ten million extents then finds its page without a walk. Smaller trees
+#       gain nothing from such pages, and would hold up to twice what they use. A step is one system call.
 from detour.core.debug cimport invariant
 from detour.core.extent_hints cimport hints_begin, hints_free
 
@@ -19,6 +20,7 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     STEP_BYTES = 262144
     STEP_LARGE_BYTES = 2097152
+    LARGE_FROM_BYTES = 8388608
     RESERVED_LEAST_BYTES = 67108864
 
 cdef uint64_t RESERVED_BYTES = <uint64_t>16 << 30       # of address space, not of memory
@@ -52,7 +54,7 @@ cdef void nodes_free(Extents* tree) noexcept nogil:
 
 
 cdef int nodes_grow(Extents* tree) noexcept nogil:
-    cdef uint64_t step = STEP_BYTES if tree.nodes_bytes < STEP_LARGE_BYTES else STEP_LARGE_BYTES
+    cdef uint64_t step = STEP_BYTES if tree.nodes_bytes < LARGE_FROM_BYTES else STEP_LARGE_BYTES
     if tree.bytes_max != 0 and tree.bytes_used + step > tree.bytes_max:
         return E_NOMEM
     if <uint64_t>tree.nodes + tree.nodes_bytes + step > <uint64_t>tree.reserved + tree.reserved_bytes:
