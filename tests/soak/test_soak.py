@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import random
+import socket
 import threading
 
 import pytest
