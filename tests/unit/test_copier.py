@@ -163,7 +163,7 @@ def test_the_rate_is_a_bound():
 
 MS = 10**6
 TURN, TURN_HOSTS, TURN_IDLE = MS // 2, MS // 10, 4 * MS
-QUIET = 100 * MS                                                # of all hosts of the loop
+QUIET = 2000 * MS                                               # of all hosts of the loop
 
 
 class Paced:
@@ -173,6 +173,7 @@ class Paced:
         self.copy = Copy(64 * CHUNK, window=8)
         self.now = 10**12
         self.after(0)
+        self.answered()
 
     def after(self, ns):
         self.now += ns
@@ -188,7 +189,6 @@ class Paced:
 
     def alone(self):
         """Nobody has been there for long, and everything may be in flight."""
-        self.pace(0)
         self.after(QUIET)
         assert self.pace(0, times=32) == (TURN_IDLE, 32)
 
@@ -218,6 +218,12 @@ def test_pace_lets_turns_be_long_while_no_host_of_the_loop_is_there():
     paced.after(1)
     assert paced.pace(2 * TURN_IDLE) == (TURN_IDLE, 32)
     assert paced.pace(2 * TURN_IDLE + 1) == (TURN_IDLE, 16)
+
+
+def test_pace_lets_turns_be_long_from_the_begin_where_no_host_was_ever_there():
+    copy = Copy(64 * CHUNK, window=8)
+    copy.reactor.set_clock(10**12)
+    assert pace(copy.copier, 0) == (TURN_IDLE, 32)
 
 
 def test_pace_gives_way_at_once_to_a_host_of_another_volume():

@@ -291,8 +291,8 @@ def lose(StoreHandle handle not None):
 
 
 def command_answered(Reactor reactor not None) -> None:
-    """Counts a command of some host of this loop."""
-    reactor.loop.commands += 1
+    """As when a command of some host of this loop is answered now."""
+    reactor.loop.host_ns = reactor.loop.now_ns
 
 
 def pace(CopierHandle handle not None, ns_t taken_ns, bint hosts=False) -> tuple:

@@ -51,8 +51,6 @@ cdef struct Copier:
     uint64_t asked_seen
     ns_t asked_ns               # when that was last another number
     bint alone                  # nobody was there: not of this volume, and of no other of the loop
-    uint64_t commands_seen      # of the loop
-    ns_t commands_ns            # when that was last another number
     uint64_t queue_head         # numbers that only grow
     uint64_t queue_tail
     uint64_t cursor             # next chunk of the sweep

@@ -37,7 +37,7 @@ cdef enum:
     TURN_NS_HOSTS = 100000                  # while hosts ask for something
     BUSY_GAP_NS = 1500000                   # 175 MB/s
     HOSTS_QUIET_NS = 20000000               # so long after the last command they do not
-    LOOP_QUIET_NS = 100000000               # so long after it nobody is there
+    LOOP_QUIET_NS = 2000000000              # so long after it nobody is there
     SETTLE_BYTES = 268435456
     DEBT_SECONDS = 2
 
@@ -230,11 +230,8 @@ cdef bint copier_hosts_ask(Copier* copier) noexcept nogil:
 
 
 cdef inline bint loop_idle(Copier* copier) noexcept nogil:
-    """Whether no host of any volume or disk of the loop has been answered for a good while. Not known at the begin."""
-    if copier.loop.commands != copier.commands_seen or copier.commands_ns == 0:
-        copier.commands_seen = copier.loop.commands
-        copier.commands_ns = copier.loop.now_ns
-    return copier.loop.now_ns - copier.commands_ns >= LOOP_QUIET_NS
+    """Whether no host of any volume or disk of the loop has been answered for a good while."""
+    return copier.loop.now_ns - copier.loop.host_ns >= LOOP_QUIET_NS
 
 
 cdef ns_t copier_pace(Copier* copier, bint hosts, ns_t taken_ns) noexcept nogil:

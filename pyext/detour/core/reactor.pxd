@@ -95,7 +95,7 @@ cdef struct Loop:
     void* warm                  # the connections': Conn* that moved bytes lately, chained
     Timer rest_timer            # runs while there are any
     void* targets               # the target side's: Target* with sessions, chained; finds all tasks at one device
-    uint64_t commands           # of hosts, answered: what shows whether any of them is there
+    ns_t host_ns                # when a command of some host was answered last; 0: never
 
 cdef int loop_init(Loop* loop, uint64_t buffer_limit_bytes) noexcept nogil
 cdef void loop_free(Loop* loop) noexcept nogil

@@ -541,7 +541,7 @@ cdef void task_answered(Task* task) noexcept nogil:
     set_leave(task)
     task.session.commands_done += 1
     stats.commands += 1
-    task.session.target.loop.commands += 1
+    task.session.target.loop.host_ns = task.session.target.loop.now_ns
     if <uint64_t>taken_ns > stats.longest_ns:
         stats.longest_ns = <uint64_t>taken_ns
     if task.command.cls == SCSI_READ:
