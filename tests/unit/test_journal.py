@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -718,3 +719,31 @@ def test_pins_are_counted_and_bounded(reactor):
         journal.reclaim()
         bench.flush()
     assert (bench.stats["tail_stable_seq"], bench.stats["used_bytes"]) == (3201, 0)
+
+
+def dirty_kib(path) -> int:
+    """Of the file's mapping in this process: pages that were made writable here."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            inside = line.endswith(str(path))
+        elif inside and name in ("Shared_Dirty:", "Private_Dirty:"):
+            found += int(rest.split()[0])
+    return found
+
+
+def test_the_pages_of_the_next_writes_are_there_before_them(reactor, tmp_path):
+    handle = JournalHandle.create(reactor, tmp_path / "j", 8 * MIB, BLOCK, VOLUME_BLOCKS)
+    journal = JournalHarness(handle)
+    journal.write(0, bytes(4096))
+    first = dirty_kib(tmp_path / "j")
+    for number in range(1, 16):
+        journal.write(number * 8, bytes(4096))
+    assert dirty_kib(tmp_path / "j") == first >= 64, "a step of 64 KiB, and headers"
+    data = [os.urandom(4096) for _ in range(4 * MIB // 4096)]
+    for number, block in enumerate(data):
+        status, seq, _ = journal.write(number * 8, block)
+        assert status == OK
+        assert journal.data(seq % handle.stats["entry_slots"], number * 8, 8) == block
+    assert first + 4096 <= dirty_kib(tmp_path / "j") <= first + 4096 + 256

@@ -33,6 +33,20 @@ print("alive")
     assert done.returncode == 0 and "alive" in done.stdout, done.stderr
 
 
+def test_a_write_into_pages_that_cannot_be_made_ready_is_noticed(tmp_path):
+    done = run(tmp_path, """
+from detour.core._testing_journal import JournalHarness
+journal = JournalHarness(handle)
+assert journal.write(0, bytes(4096))[0] == 0 and not handle.failed
+os.truncate(path, 4096)
+for number in range(64):
+    status = journal.write(8 * number, bytes(4096))[0]
+assert status == 0 and handle.failed and handle.stats["fault"] < 0
+print("alive")
+""")
+    assert done.returncode == 0 and "alive" in done.stdout, done.stderr
+
+
 def test_a_foreign_one_ends_the_process_as_before(tmp_path):
     done = run(tmp_path, """
 with open(path + "2", "wb+") as other:

@@ -147,6 +147,9 @@ cdef struct Journal:
     uint64_t sealed_entries
     uint64_t sealed_bytes
     uint64_t commits
+    # pages that are there before they are written (journal_memory.pyx)
+    uint64_t ready_position     # of the data ring: up to here
+    bint readies                # a mapped file, and a kernel that can
 
 # Room for `length_bytes` (at most PART_BYTES_MAX) in one piece. `first` gets the number of the first reservation;
 # E_FULL when the ring or the table has no room now.

@@ -42,8 +42,7 @@ cimport cython
 from libc.stdlib cimport calloc
 from libc.string cimport memcpy, memset
 
-from detour.core.atomic cimport (load_acquire_flag, load_relaxed_u32, store_relaxed_u32, store_release_flag,
-                                 store_release_u64)
+from detour.core.atomic cimport load_acquire_flag, load_relaxed_u32, store_relaxed_u32, store_release_flag, store_release_u64
 from detour.core.clock cimport clock_realtime_ns
 from detour.core.crc32c cimport crc32c_update
 from detour.core.commit cimport commit_ask, commit_fault, commit_finish, commit_init, commit_notice, commit_wait, super_write
@@ -52,7 +51,7 @@ from detour.core.format cimport (CHUNK_BYTES, ENTRY_BYTES_MAX, ENTRY_DATA, ENTRY
                                  FLAG_REFLECTED, FLAG_UNREFLECTED, SUPERBLOCK_BYTES, SUPERBLOCK_COPIES, header_sum,
                                  superblock_served)
 from detour.core.journal_memory cimport (RESERVATION_SPARE, journal_clear_chunks, journal_free,
-                                         journal_more_reservations, journal_release_lock, journal_tables)
+                                         journal_more_reservations, journal_ready, journal_release_lock, journal_tables)
 from detour.core.journal_pins cimport pins_add, pins_remove
 from detour.core.reactor cimport command_done, loop_timer_stop, loop_undefer
 from detour.core.reclaim cimport (reclaim_advance, reclaim_all, reclaim_coming_bytes, reclaim_note, reclaim_run,
@@ -107,6 +106,7 @@ cdef void place_reservations(Journal* journal, uint64_t start, uint64_t length) 
     if journal.tail_position == journal.head_position:
         journal.tail_position = start
     journal.head_position = start + length
+    journal_ready(journal, start)
     while length > 0:
         if unlikely(journal.reservation_head - journal.reservation_tail == journal.reservation_slots):
             journal_more_reservations(journal)
