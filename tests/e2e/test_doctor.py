@@ -19,6 +19,7 @@ from detour.api.client import Client
 from detour.iscsi.initiator import connect
 from detour.runtime import Runtime
 from detour.urls import parse_iscsi_url
+from tests.support.patience import SLOWER
 from tests.support.ports import free_port
 from tests.support.processes import detour, detour_ready
 from tests.support.tgtd import Tgtd
@@ -65,7 +66,7 @@ url = "{values["store"]}"
     def examine(self, **wrong: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
         """Exit code, and the findings by check."""
         with detour("doctor", "-c", self.config(**wrong), "--json") as program:
-            code = program.wait(40)
+            code = program.wait(40 * SLOWER)
             assert program.output, program.said()
             document = json.loads("\n".join(program.output))
         assert document["ok"] == (code == 0), document
@@ -183,7 +184,7 @@ def test_a_right_set_up_and_nothing_changed(place: DetourPlace) -> None:
     assert {check for check, findings in found.items() if findings[0]["state"] != "ok"} <= {"clock"}, found
     assert sorted(path.name for path in place.folder.iterdir()) == ["detour.toml", "main.img", "main.sock"]
     with detour("doctor", "-c", place.config()) as program:
-        assert program.wait(40) == 0 and program.output[-1].startswith("ready for a detour"), program.said()
+        assert program.wait(40 * SLOWER) == 0 and program.output[-1].startswith("ready for a detour"), program.said()
         assert program.output[0] == "db01:" and any("nobody" in line or "no host" in line for line in program.output)
 
 

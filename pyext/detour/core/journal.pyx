@@ -57,9 +57,7 @@ from detour.core.reactor cimport command_done, loop_timer_stop, loop_undefer
 from detour.core.reclaim cimport (reclaim_advance, reclaim_all, reclaim_coming_bytes, reclaim_note, reclaim_run,
                                   reservation_at, segment_of)
 from detour.core.store cimport store_close
-from detour.core.superblock cimport format_mapping, newest_copy
-
-import os
+from detour.core.superblock cimport another_generation, format_mapping, newest_copy
 
 import numpy as np
 
@@ -413,8 +411,7 @@ cdef void journal_rings_adopt(Journal* journal, uint64_t tail_position, uint64_t
 
 
 cdef void end_close(Journal* journal) noexcept nogil:
-    # From `released` on Python may free the journal. Media of its own are closed with it, by the same command: whoever
-    # waits for the answer may drop the handles of both.
+    # From `released` on Python may free the journal. One answer tells that media of its own are closed, too.
     cdef Command* command = journal.close_command
     cdef Store* own_media = journal.media if command.args[0] else NULL
     journal.close_command = NULL
@@ -472,11 +469,6 @@ cdef void do_close(Command* command) noexcept nogil:
     journal.close_command = command
     if not journal.commit_running:
         end_close(journal)
-
-
-cdef uint32_t another_generation(uint32_t generation):
-    cdef uint32_t found = int.from_bytes(os.urandom(4), "little")
-    return found if found != generation else generation + 1
 
 
 @cython.no_gc_clear

@@ -234,3 +234,8 @@ cdef int format_mapping(Mapping mapping, uint64_t size_bytes, uint32_t block_byt
         superblock_seal(&block, copy)
         memcpy(copy_at(mapping, copy), &block, sizeof(block))
     return 0
+
+
+cdef uint32_t another_generation(uint32_t generation) except? 0:
+    cdef uint32_t found = int.from_bytes(os.urandom(4), "little")
+    return found if found != generation else generation + 1
