@@ -5,8 +5,9 @@
 # calls for each READY_STEP_BYTES, which take what the faults of these pages would, one by one. Without them the first
 # store into a page that is not in memory waits until the kernel has filled all that it reads ahead of a fault: with 8 MiB
 # of read-ahead 15-25 ms, although a preallocated file has nothing to read.
-# Invariant: what is made ready is never changed by it, whatever still lives there; what cannot be made ready (a failing
-# disk) is left to the store that meets it, and so to sigbus.pyx.
+# Invariant: what is made ready is room; pages of what is still needed are not written out once more for it, but for those
+# that it shares with room. What cannot be made ready (a failing disk) is left to the store that meets it, and so to
+# sigbus.pyx.
 from libc.errno cimport EINVAL, errno
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -144,10 +145,13 @@ cdef void journal_ready_run(Journal* journal, uint64_t start) noexcept nogil:
     cdef uint64_t begin = start
     cdef uint64_t offset, length
     cdef uint64_t slot = journal.next_seq % journal.entry_slots
+    cdef uint64_t slots = min(min(<uint64_t>READY_SLOTS, journal.entry_slots - slot),
+                              journal.tail_seq + journal.entry_slots - journal.next_seq)
     if journal.ready_position - start <= journal.head_position - start:
         begin = journal.ready_position              # else the ring has gone on elsewhere: its end, or another life
     offset = begin % journal.data_bytes
-    length = min(journal.head_position + READY_STEP_BYTES - begin, journal.data_bytes - offset)
+    length = min(min(journal.head_position + READY_STEP_BYTES, journal.tail_position + journal.data_bytes) - begin,
+                 journal.data_bytes - offset)
     if begin == start:
         advise(journal, journal.data_at + offset, min(<uint64_t>READY_AHEAD_BYTES, journal.data_bytes - offset),
                MADV_WILLNEED)
@@ -156,6 +160,6 @@ cdef void journal_ready_run(Journal* journal, uint64_t start) noexcept nogil:
                min(length, journal.data_bytes - offset - READY_AHEAD_BYTES), MADV_WILLNEED)
     if advise(journal, journal.data_at + offset, length, MADV_POPULATE_WRITE) != 0 and errno == EINVAL:
         journal.readies = False                     # not with this kernel
-    advise(journal, journal.super.entries_at + slot * sizeof(EntryHeader),
-           min(<uint64_t>READY_SLOTS, journal.entry_slots - slot) * sizeof(EntryHeader), MADV_POPULATE_WRITE)
+    advise(journal, journal.super.entries_at + slot * sizeof(EntryHeader), slots * sizeof(EntryHeader),
+           MADV_POPULATE_WRITE)
     journal.ready_position = begin + length
