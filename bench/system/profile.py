@@ -62,6 +62,8 @@ async def profiled(bench: Bench, outcome: Outcome, case: str, sides: Mapping[str
                    work: Callable[[], Awaitable[Any]]) -> None:
     """Adds a profile of each side's process, all at once, while `work` runs, which lasts for a sample or longer.
     Without perf its absence is noted."""
+    if bench.digests:
+        return                              # the pass without them has it
     perf = program("perf")
     if perf is None or bench.quick:
         outcome.missing.setdefault("profile", "perf is not installed" if perf is None else "not in the short form")

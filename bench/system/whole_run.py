@@ -26,7 +26,7 @@ OWN, CATCH_UP = "main's own writes", "detour, catch-up"
 DIRTY_BYTES, FULL_DIRTY_BYTES, QUICK_DIRTY_BYTES = 512 << 20, 10 << 30, 4 << 20
 SPREAD = 8                          # the volume is so many times larger than what is dirty
 ROUND_DEPTH = 16                    # writes in flight of a catch-up round
-DETOURS, QUICK_DETOURS = 50, 1
+DETOURS, DIGEST_DETOURS, QUICK_DETOURS = 50, 10, 1
 CUTOVER_BYTES = 64 << 20
 STALL_LOAD_S = 1.5
 
@@ -205,7 +205,7 @@ async def cut_over(bench: Bench) -> Outcome:
         return outcome
     quiet = [await host.sample({"depth": 4, "read_share": 0.5, "io_bytes": 4096, "mode": "random",
                                 "length_bytes": CUTOVER_BYTES}, STALL_LOAD_S) for _ in range(bench.rounds)]
-    wanted = QUICK_DETOURS if bench.quick else DETOURS
+    wanted = QUICK_DETOURS if bench.quick else DIGEST_DETOURS if bench.digests else DETOURS
     taken: list[Sample] = []
     for _ in range(wanted + wanted // 5):
         one, whole = await one_cutover(door, host)
