@@ -359,8 +359,24 @@ class _Routes:
 
 # --- serving HTTP
 
+DATE_SECONDS = 1.0
+
 class _Server(uvicorn.Server):
-    """Leaves signals to the program."""
+    """Leaves signals to the program, and waits for its end instead of looking for it ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._ending.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):        # 0: the date of responses is set
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DATE_SECONDS):
+                    await self._ending.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -416,7 +432,7 @@ async def serving(app: Any, api: str, admission: Admission = OWNER_ALONE) -> Asy
             await asyncio.sleep(0.005)
         yield address
     finally:
-        server.should_exit = True
+        server.end()
         with contextlib.suppress(asyncio.CancelledError):
             await task
         sock.close()

@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+import uvicorn
 
+from detour import embedded
 from detour.embedded import DiskOptions, EmbeddedTarget, api_socket, make_app, serial_of, serving
 from detour.errors import DetourError, LoginError, UsageError
 from detour.iscsi.initiator import Connection, connect
@@ -214,6 +216,26 @@ def test_api_addresses(tmp_path):
     for text in ("tcp:127.0.0.1", f"unix:{tmp_path}/none/api.sock", "http://127.0.0.1"):
         with pytest.raises(UsageError):
             api_socket(text)
+
+
+def test_an_api_that_nobody_asks_sleeps_and_ends_at_once(tmp_path, monkeypatch):
+    ticks = 0
+
+    async def counted(self, counter: int) -> bool:
+        nonlocal ticks
+        ticks += 1
+        return await tick(self, counter)
+
+    tick = uvicorn.Server.on_tick
+    monkeypatch.setattr(uvicorn.Server, "on_tick", counted)
+    monkeypatch.setattr(embedded, "DATE_SECONDS", 3600.0)
+
+    async def main() -> None:
+        async with asyncio.timeout(60), serving(None, f"unix:{tmp_path / 'api.sock'}"):
+            await asyncio.sleep(0.3)
+            assert ticks == 1
+    asyncio.run(main())
+    assert ticks == 2
 
 
 def portals_of(ready: str) -> tuple[list[str], list[str]]:
