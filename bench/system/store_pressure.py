@@ -1,7 +1,7 @@
 """Backup storage that is throttled, and what the host's writes feel of it; qemu-storage-daemon's backup beside it."""
 from __future__ import annotations
 
-from bench.system.gateway import DEPTH, settings_of
+from bench.system.gateway import DEPTH, QUICK_COPY, settings_of
 from bench.system.load import Client, LoadError, client
 from bench.system.measure import Figure, Sample, Samples
 from bench.system.processes import detour_target
@@ -47,7 +47,7 @@ async def detour_rates(bench: Bench, outcome: Outcome) -> None:
         bound = f"?write-rate={bytes_s}" if bytes_s else ""
         stores[store_name(rate)] = (await bench.enter(detour_target(bench, f"{file}{bound}", name=rate))).url
     volume = Volume(main, bench.memory_folder / "vol.journal",
-                    QUICK_JOURNAL_BYTES if bench.quick else JOURNAL_BYTES)
+                    QUICK_JOURNAL_BYTES if bench.quick else JOURNAL_BYTES, QUICK_COPY if bench.quick else "")
     door = await bench.enter(gateway(bench, {VOLUME: volume}, stores))
     load = await bench.enter(client(main.target.url, digests=bench.digests))
     await load.fill()

@@ -109,5 +109,5 @@ def test_a_volume_s_table_is_one_that_the_gateway_takes(tmp_path: Path) -> None:
 
     main = Main(Target("main", "iscsi://127.0.0.1:3260/iqn.2026-01.org.detour:x/0"),
                 f'driver = "detour", api = "unix:{tmp_path}/main.sock"')
-    config = parse_config(Volume(main, tmp_path / "journal", 64 << 20, 'copy = { rate = "64KiB/s" }').table("v"))
+    config = parse_config(Volume(main, tmp_path / "journal", 64 << 20, 'copy = { rate = "64KiB/s" }').table("v", False))
     assert config.volume["v"].copy_.rate == 64 << 10 and config.volume["v"].journal.size == 64 << 20
