@@ -24,8 +24,8 @@ from statistics import median
 from detour.cutover import History
 
 TERMS = ("drain", "flush", "release", "registrations", "redirect", "leave")
-BEFORE_S = {"drain": 0.003, "flush": 0.002, "release": 0.005, "registrations": 0.0, "redirect": 0.02,
-            "leave": 0.052}     # nothing was measured
+BEFORE_S = {"drain": 0.003, "flush": 0.002, "release": 0.005, "registrations": 0.0, "redirect": 0.005,
+            "leave": 0.002}     # nothing was measured
 KEPT = 5                        # pauses whose terms are remembered
 
 
